@@ -1,0 +1,1 @@
+"""Ground floor: errors, clock, log, registry, units. Imports nothing else of MoonLang."""

@@ -1,0 +1,43 @@
+"""The shape of KV memory: one page format for every tier and every wire.
+
+A page is one contiguous block `[layer][k|v][kv_head][token][dim]`. The pool is `[page]` of such blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+
+class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """Layout of one page. `fingerprint` names weights, revision and shard: pages of different fingerprints never mix."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int  # tokens
+    dtype: str  # torch name without the prefix: "bfloat16"
+    itemsize: int  # bytes
+    fingerprint: str = ""
+
+    @property
+    def token_bytes(self) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        return self.token_bytes * self.page_size
+
+    def digest(self) -> str:
+        """Hex digest of everything two pools must agree on before a page of one may be read by the other."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
+
+class KvRegion(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool in memory that other engines may read or write. address in bytes; page i starts at address + i * stride."""
+
+    address: int
+    stride: int
+    num_pages: int
+    schema: KvSchema

@@ -1,0 +1,134 @@
+"""Everything that crosses a process: typed, tagged, bounded. Encoded by `messaging.codec` as msgpack arrays.
+
+API server -> scheduler: Generate, Abort, Control.      scheduler -> detokenizer: TokenBatch.
+detokenizer -> API server: TextBatch.                   detokenizer -> scheduler: StopHit.
+scheduler -> API server: Reply.                         every role -> API server: Ready.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from moonlang.core.plan import TokenLogprob
+from moonlang.core.request import Finish, LogprobSpec
+from moonlang.core.sampling import SamplingParams
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class Generate(_Message):
+    """One sequence to generate. `stream`: deltas are wanted; otherwise only the final text is sent to the client."""
+
+    rid: str
+    input_ids: list[int]
+    sampling: SamplingParams
+    stream: bool = False
+    logprob: LogprobSpec | None = None
+    priority: int = 0
+    extra_key: str = ""
+    timeout_ms: int = 0  # 0: none
+
+
+class Abort(_Message):
+    """The client of `rid` is gone. A prefix match as in SGLang: every request whose id starts with `rid`."""
+
+    rid: str
+    abort_all: bool = False
+    message: str = "Aborted by the client."
+
+
+class StopHit(_Message):
+    """The detokenizer found a stop string; the request has already been answered, its pages can go."""
+
+    rid: str
+
+
+class Control(_Message):
+    """A management call, answered by one Reply with the same id."""
+
+    id: int
+    verb: Literal["ping", "flush_cache", "state", "loads"]
+    args: dict[str, Any] = {}
+
+
+class Reply(_Message):
+    """Answer to a Control. `body` holds plain JSON values."""
+
+    id: int
+    ok: bool
+    message: str = ""
+    body: dict[str, Any] = {}
+
+
+class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
+    """New output tokens of one request. `head` comes with the first delta; the numbers are totals so far.
+
+    Deltas of a request that does not stream may be merged: the last one carries `finish`.
+    """
+
+    rid: str
+    tokens: tuple[int, ...]
+    finish: Finish | None = None
+    head: StreamHead | None = None
+    output: tuple[TokenLogprob, ...] = ()
+    prompt: tuple[TokenLogprob, ...] = ()
+    retractions: int = 0
+
+
+class StreamHead(msgspec.Struct, frozen=True, array_like=True):
+    """What the detokenizer and the API server must know of a request once. queue_ns: time spent waiting to be admitted."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    stream: bool
+    sampling: SamplingParams
+    queue_ns: int = 0
+
+
+class TokenBatch(_Message):
+    """All deltas of one step."""
+
+    items: tuple[TokenDelta, ...]
+
+
+class TextDelta(msgspec.Struct, frozen=True, array_like=True):
+    """New text of one request, ready for the client; `tokens` are the ids it stands for (stop trimming applied to text only)."""
+
+    rid: str
+    text: str
+    tokens: tuple[int, ...]
+    finish: Finish | None = None
+    head: StreamHead | None = None
+    output: tuple[TokenLogprob, ...] = ()
+    prompt: tuple[TokenLogprob, ...] = ()
+    retractions: int = 0
+
+
+class TextBatch(_Message):
+    """All texts of one step for one API server."""
+
+    items: tuple[TextDelta, ...]
+
+
+class Ready(_Message):
+    """A role is up. `body` holds what the API server reports of it (pool size, context length, ...)."""
+
+    role: str
+    pid: int
+    body: dict[str, Any] = {}
+
+
+Message = Generate | Abort | StopHit | Control | Reply | TokenBatch | TextBatch | Ready
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """A message on its way. `seq` counts the messages from `source` to `to`, starting at 0, without gaps."""
+
+    to: str
+    source: str
+    seq: int
+    body: Message

@@ -1,0 +1,92 @@
+"""The ports: what brain and roles need from adapters and muscle. At most six methods each, all mandatory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+from moonlang.core.messages import Envelope, Message
+from moonlang.core.plan import StepPlan, StepResult
+from moonlang.core.sampling import GrammarSpec
+from moonlang.core.ticket import Completion, Ticket
+
+Op = TypeVar("Op", contravariant=True)
+
+
+class Channel(Protocol[Op]):
+    """The one shape of everything asynchronous."""
+
+    def submit(self, op: Op) -> Ticket: ...
+
+    def poll(self) -> Sequence[Completion]:
+        """Completions since the last call, sorted by ticket id; never blocks."""
+        ...
+
+    def cancel(self, ticket: Ticket) -> None:
+        """A wish: the Completion still arrives."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class GrammarEngine(Channel[GrammarSpec], Protocol):
+    """Compiles grammars off the critical path. After an OK completion `matcher` gives the executor a fresh automaton."""
+
+    def matcher(self, spec: GrammarSpec) -> GrammarMatcher: ...
+
+
+class GrammarMatcher(Protocol):
+    """Where one sequence stands in its grammar."""
+
+    def accept(self, token: int) -> bool:
+        """Advance by one token; False when the grammar does not allow it."""
+        ...
+
+    def fill_bitmask(self, bitmask: Any, row: int) -> None:
+        """Write the allowed tokens into row `row` of an int32 array [rows, ceil(V / 32)]; bit set means allowed."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing but the end of the sequence may follow."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs plans strictly in order. Results come in the same order."""
+
+    def submit(self, plan: StepPlan) -> None:
+        """Queue a plan; never blocks on the model when `depth` plans or fewer are in flight."""
+        ...
+
+    def poll(self) -> Sequence[StepResult]:
+        """Finished plans since the last call; never blocks. Raises what the model raised: a broken executor is fatal."""
+        ...
+
+    def fileno(self) -> int:
+        """Readable when `poll` has something."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Endpoint(Protocol):
+    """A process's mailbox. Bounded: `send` raises PeerError when the peer's inbox stays full or the peer is gone."""
+
+    name: str
+
+    def send(self, to: str, body: Message) -> None: ...
+
+    def recv(self, most: int = 256) -> list[Envelope]:
+        """Up to `most` messages that have arrived; never blocks."""
+        ...
+
+    def wait(self, timeout_ns: int, *, also: Sequence[int] = ()) -> None:
+        """Block until a message is there, a file descriptor in `also` is readable, or the time is up."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when a message may have come: after it fires, `recv` until empty."""
+        ...
+
+    def close(self) -> None: ...
