@@ -20,7 +20,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
 
 
-class Generate(_Message):
+class Generate(_Message, frozen=True):
     """One sequence to generate. `stream`: deltas are wanted; otherwise only the final text is sent to the client."""
 
     rid: str
@@ -33,7 +33,7 @@ class Generate(_Message):
     timeout_ms: int = 0  # 0: none
 
 
-class Abort(_Message):
+class Abort(_Message, frozen=True):
     """The client of `rid` is gone. A prefix match as in SGLang: every request whose id starts with `rid`."""
 
     rid: str
@@ -41,13 +41,13 @@ class Abort(_Message):
     message: str = "Aborted by the client."
 
 
-class StopHit(_Message):
+class StopHit(_Message, frozen=True):
     """The detokenizer found a stop string; the request has already been answered, its pages can go."""
 
     rid: str
 
 
-class Control(_Message):
+class Control(_Message, frozen=True):
     """A management call, answered by one Reply with the same id."""
 
     id: int
@@ -55,7 +55,7 @@ class Control(_Message):
     args: dict[str, Any] = {}
 
 
-class Reply(_Message):
+class Reply(_Message, frozen=True):
     """Answer to a Control. `body` holds plain JSON values."""
 
     id: int
@@ -89,7 +89,7 @@ class StreamHead(msgspec.Struct, frozen=True, array_like=True):
     queue_ns: int = 0
 
 
-class TokenBatch(_Message):
+class TokenBatch(_Message, frozen=True):
     """All deltas of one step."""
 
     items: tuple[TokenDelta, ...]
@@ -108,13 +108,13 @@ class TextDelta(msgspec.Struct, frozen=True, array_like=True):
     retractions: int = 0
 
 
-class TextBatch(_Message):
+class TextBatch(_Message, frozen=True):
     """All texts of one step for one API server."""
 
     items: tuple[TextDelta, ...]
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True):
     """A role is up. `body` holds what the API server reports of it (pool size, context length, ...)."""
 
     role: str
