@@ -34,11 +34,15 @@ class Generate(_Message, frozen=True):
 
 
 class Abort(_Message, frozen=True):
-    """The client of `rid` is gone. A prefix match as in SGLang: every request whose id starts with `rid`."""
+    """The client of `rid` is gone. A prefix match as in SGLang: every request whose id starts with `rid`.
+
+    exact: only the request named `rid`; a client that hangs up must not take its neighbours "a1" and "a10" along.
+    """
 
     rid: str
     abort_all: bool = False
     message: str = "Aborted by the client."
+    exact: bool = False
 
 
 class StopHit(_Message, frozen=True):
