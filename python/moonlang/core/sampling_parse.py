@@ -260,7 +260,7 @@ def _token_id(key: Any) -> int | None:
 
 
 def _grammar(given: Mapping[str, Any]) -> GrammarSpec | None:
-    chosen = [kind for kind in _GRAMMARS if given.get(kind) not in (None, "")]
+    chosen: list[GrammarKind] = [kind for kind in _GRAMMARS if given.get(kind) not in (None, "")]
     if not chosen:
         return None
     if len(chosen) > 1:
