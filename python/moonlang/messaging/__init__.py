@@ -1,0 +1,1 @@
+"""Mailboxes between processes (`core.ports.Endpoint`): one file per backend, one codec, one fault wrapper."""

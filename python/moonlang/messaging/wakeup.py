@@ -1,0 +1,38 @@
+"""A flag that `select`, `epoll` and `asyncio.add_reader` can wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from moonlang.base.clock import NS_PER_MS
+
+_LONGEST_WAIT_MS = 24 * 3600 * 1000  # poll(2) takes a C int; who waits longer is woken once a day
+
+
+class Wakeup:
+    """Readable exactly while the flag is set. `set` may be called from any thread or signal handler."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def set(self) -> None:
+        os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it was not set
+            os.eventfd_read(self._fd)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        """Free the descriptor. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def wait_ms(timeout_ns: int) -> int:
+    """A timeout for poll(2): in [0, one day], rounded up so that a deadline has passed when poll returns for it."""
+    return max(0, min(-(-timeout_ns // NS_PER_MS), _LONGEST_WAIT_MS))
