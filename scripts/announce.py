@@ -1,0 +1,88 @@
+"""Wait until the server answers, then print two lines to paste: scripts/announce.py PID [FLAGS OF THE SERVER]...
+
+Started in the background by scripts/serve. Prints nothing when the flags are wrong (the server says so itself) or when
+process PID ends first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from threading import Event
+
+from moonlang.base.errors import ConfigError
+from moonlang.config.server_args import ServerArgs, parse
+
+PROMPT = "Write a short story."
+MAX_TOKENS = 60
+POLL_S = 0.1
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def fetch(url: str, api_key: str | None) -> bytes | None:
+    """The body behind `url`, or None while nobody answers."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as response:
+            return response.read()
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return None
+
+
+def base_url(args: ServerArgs) -> str:
+    """Where a client on this machine reaches the server."""
+    host = "127.0.0.1" if args.host in ("0.0.0.0", "::", "localhost") else args.host
+    return f"http://[{host}]:{args.port}" if ":" in host else f"http://{host}:{args.port}"
+
+
+def curl_line(url: str, model: str, api_key: str | None) -> str:
+    body = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": MAX_TOKENS}
+    words = ["curl", "-s", f"{url}/v1/chat/completions", "-H", "Content-Type: application/json"]
+    if api_key:
+        words += ["-H", f"Authorization: Bearer {api_key}"]
+    return shlex.join([*words, "-d", json.dumps(body)])
+
+
+def python_line(url: str, model: str, api_key: str | None) -> str:
+    call = (
+        f"from openai import OpenAI; client = OpenAI(base_url={url + '/v1'!r}, api_key={api_key or 'none'!r}); "
+        f"print(client.chat.completions.create(model={model!r}, max_tokens={MAX_TOKENS}, "
+        f"messages=[{{'role': 'user', 'content': {PROMPT!r}}}]).choices[0].message.content)"
+    )
+    return f'{shlex.quote(sys.executable)} -c "{call}"'
+
+
+def main() -> None:
+    pid = int(sys.argv[1])
+    try:
+        args = parse(sys.argv[2:])
+    except ConfigError:
+        return
+    url = base_url(args)
+    pause = Event()
+    while fetch(f"{url}/health", args.api_key) is None:
+        if not alive(pid):
+            return
+        pause.wait(POLL_S)
+    models = json.loads(fetch(f"{url}/v1/models", args.api_key) or b'{"data": [{"id": "default"}]}')
+    model = models["data"][0]["id"]
+    print(f"\nMoonLang serves {Path(model).name} at {url}. Try it from another terminal:\n")
+    print(curl_line(url, model, args.api_key))
+    print()
+    print(python_line(url, model, args.api_key), flush=True)
+
+
+if __name__ == "__main__":
+    main()
