@@ -1,0 +1,39 @@
+"""Log probabilities of prompt tokens, computed only where a request asked and in slices of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from moonlang.core.plan import Row, TokenLogprob
+from moonlang.layers import sampler
+from moonlang.model_executor.sampling import entry
+from moonlang.model_executor.slots import SlotTable
+
+_SLICE_VALUES = 1 << 24  # logits computed at once
+
+
+def report(
+    table: SlotTable, row: Row, hidden: torch.Tensor, logits: Callable[[torch.Tensor], torch.Tensor], vocab_size: int
+) -> tuple[TokenLogprob, ...]:
+    """Entries for the prompt positions this row reaches. hidden: [length, M], the row's part of the step.
+
+    The entry of position p comes from the raw logits of p - 1. A position whose predecessor was not computed (the
+    first of the prompt, or the first after a cached prefix) has the logprob None.
+    """
+    tenant, first = table.tenants[row.slot], table.next_prompt[row.slot]
+    if tenant is None or tenant.logprob is None:
+        return ()
+    stop = min(row.start + row.length + 1, tenant.prompt_len)
+    if first >= stop:
+        return ()
+    table.next_prompt[row.slot] = stop
+    unknown = min(max(row.start + 1, first), stop)
+    entries = [TokenLogprob(tenant.tokens[position], None) for position in range(first, unknown)]
+    position = unknown
+    for part in hidden[unknown - 1 - row.start : stop - 1 - row.start].split(max(1, _SLICE_VALUES // vocab_size)):
+        for logprobs in sampler.log_softmax(logits(part).cpu().numpy()):
+            entries.append(entry(logprobs, tenant.tokens[position], tenant.logprob))
+            position += 1
+    return tuple(entries)

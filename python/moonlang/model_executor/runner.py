@@ -1,0 +1,94 @@
+"""ModelRunner: loads a model, sizes its KV pool and executes plans over both."""
+
+from __future__ import annotations
+
+import torch
+
+from moonlang.attention.batch import AttentionBackend, BatchLayout, ForwardContext
+from moonlang.base import log, registry
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.server_args import ServerArgs
+from moonlang.core.kv import KvRegion, KvSchema
+from moonlang.core.plan import Row, SlotStart, StepPlan, StepResult
+from moonlang.core.ports import GrammarEngine
+from moonlang.core.sampling import SamplingParams
+from moonlang.model_executor import sizing
+from moonlang.model_executor.kv_pool import KvPool
+from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
+from moonlang.model_executor.slots import SlotTable
+from moonlang.model_loader import load_model
+from moonlang.models import registry as models
+
+_log = log.get(__name__)
+
+_DEFAULT_SLOTS = 256
+
+
+class PagedModel:
+    """A model with the pool it writes to and the attention backend that reads it."""
+
+    def __init__(self, model: torch.nn.Module, pool: KvPool, backend: AttentionBackend) -> None:
+        self._model = model
+        self._pool = pool
+        self._backend = backend
+        self.logits = model.logits
+
+    def forward(self, input_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        return self._model(input_ids, ForwardContext(layout, self._pool, self._backend))
+
+
+class ModelRunner:
+    """One model on one device.
+
+    schema: layout of a page; num_pages: size of the pool, `pool_reason` says why; max_slots: rows a plan may name;
+    region: the pool as other engines see it.
+    """
+
+    def __init__(self, config: ModelConfig, args: ServerArgs, grammars: GrammarEngine | None = None) -> None:
+        self.config = config
+        self.device = torch.device(args.device or "cpu")
+        self.max_slots = args.max_running_requests or _DEFAULT_SLOTS
+        self.vocab_size = config.vocab_size
+        free_before = sizing.free_bytes(self.device)
+        spec = models.spec_for(config, args.model_impl)
+        model = load_model(config, spec, args.load_format, self.device)
+        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1)
+        self.num_pages, self.pool_reason = sizing.pool_pages(
+            self.schema,
+            free_before=free_before,
+            free_after=sizing.free_bytes(self.device),
+            device=self.device,
+            mem_fraction=args.mem_fraction_static,
+            max_total_tokens=args.max_total_tokens,
+            max_running=self.max_slots,
+            context_length=config.context_length,
+        )
+        pool = KvPool(self.schema, self.num_pages, self.device)
+        self.region: KvRegion = pool.region()
+        backend = registry.find("attention", args.attention_backend or "torch_native").BACKEND()
+        max_pages = -(-config.context_length // self.schema.page_size)
+        table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
+        self._runner = PlanRunner(
+            PagedModel(model, pool, backend),
+            table,
+            page_size=self.schema.page_size,
+            vocab_size=config.vocab_size,
+            device=self.device,
+        )
+        _log.info("KV pool: %d pages of %d tokens (%s).", self.num_pages, self.schema.page_size, self.pool_reason)
+
+    @property
+    def times(self) -> StepTimes:
+        """Where the time of the last plan went."""
+        return self._runner.times
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Execute one plan; see PlanRunner.run."""
+        return self._runner.run(plan)
+
+    def warm_up(self) -> None:
+        """Run one prefill and one decode over page 0, so that the first request meets warm kernels. Before serving only."""
+        start = SlotStart(0, -1, 1, (0,), SamplingParams(temperature=0.0))
+        self.run(StepPlan(-2, 0, (start,), (Row(0, -1, 0, 1, (0,), True, 0, (0,)),)))
+        if self.schema.page_size > 1:
+            self.run(StepPlan(-1, 0, (), (Row(0, -1, 1, 1, (), True),)))

@@ -1,0 +1,77 @@
+"""How many pages the KV pool gets, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from moonlang.base.errors import ConfigError
+from moonlang.core.kv import KvSchema
+
+_GIB = 1 << 30
+_CPU_SHARE = 0.5  # of the memory that is free before the weights are loaded: the machine runs other things too
+_GPU_SHARE = 0.88
+
+
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
+    """Memory that this process may still take on `device`: on CPU the least of the host's and the cgroup's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [_host_available(root), *_cgroup_left(root)]
+    return max(0, min(limits))
+
+
+def _host_available(root: Path) -> int:
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ConfigError("/proc/meminfo has no MemAvailable.", hint="Set --max-total-tokens.")
+
+
+def _cgroup_left(root: Path) -> list[int]:
+    """Limit less use of the process's control group, version 2 or 1; nothing when there is no limit."""
+    group = root / "sys/fs/cgroup"
+    files = [
+        (group / "memory.max", group / "memory.current"),
+        (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes"),
+    ]
+    left = []
+    for limit, use in files:
+        if limit.is_file() and use.is_file() and (text := limit.read_text().strip()).isdigit():
+            left.append(int(text) - int(use.read_text()))
+    return left
+
+
+def pool_pages(
+    schema: KvSchema,
+    *,
+    free_before: int,
+    free_after: int,
+    device: torch.device,
+    mem_fraction: float | None,
+    max_total_tokens: int | None,
+    max_running: int,
+    context_length: int,
+) -> tuple[int, str]:
+    """(number of pages, reason). free_before, free_after: bytes free before and after the weights were loaded.
+
+    The pool never exceeds what `max_running` sequences of full context can use, nor --max-total-tokens. ConfigError
+    when not even one page fits.
+    """
+    share = mem_fraction if mem_fraction is not None else _GPU_SHARE if device.type == "cuda" else _CPU_SHARE
+    weights = max(0, free_before - free_after)
+    budget = int(free_before * share) - weights
+    pages = budget // schema.page_bytes
+    reason = f"{share:g} of {free_before / _GIB:.1f} GiB free memory less {weights / _GIB:.2f} GiB of weights"
+    useful = max_running * -(-context_length // schema.page_size)
+    if useful < pages:
+        pages, reason = useful, f"{max_running} sequences of {context_length} tokens need no more"
+    if max_total_tokens is not None and max_total_tokens // schema.page_size < pages:
+        pages, reason = max_total_tokens // schema.page_size, "--max-total-tokens"
+    if pages < 1:
+        raise ConfigError(
+            f"No memory is left for the KV cache: {reason}, and a page takes {schema.page_bytes} bytes.",
+            hint="Raise --mem-fraction-static or --max-total-tokens, or free some memory.",
+        )
+    return pages, reason
