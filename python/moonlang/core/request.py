@@ -57,7 +57,9 @@ class Request:
     tokens: list[int] = field(default_factory=list)  # prompt + output known so far
     max_total: int = 0  # len(tokens) at which the request ends by length
     slot: int = -1
-    epoch: int = 0  # counts admissions; a result of an older epoch is void
+    epoch: int = -1  # number of its admission; a result of another epoch is void
+    admitted: int = 0  # len(tokens) at admission: tokens behind that were sampled in the present slot
+    admitted_ns: int = 0  # time of the first admission
     lease: Lease | None = None
     scheduled: int = 0  # positions whose KV is in some plan, committed or in flight
     computed: int = 0  # positions whose KV a committed plan has written

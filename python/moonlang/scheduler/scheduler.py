@@ -1,0 +1,537 @@
+"""The scheduler: requests in, plans out, results in, tokens out. Pure; one object owns every request and every page.
+
+There is no prefill phase and no decode phase. A running request has `scheduled` positions whose KV some plan computes
+and len(tokens) + pending positions it wants; a plan brings it closer. One missing position is a decode row, many are a
+prefill row, cut to the budget. A plan is built in a fixed order - reclaim, decode rows, prefill rows of running requests,
+admissions - so that nothing laid into a plan can be retracted by the same plan.
+
+With depth 2 a plan is made before the tokens of the one in flight are known: `pending` counts those samples, and a
+request that turns out to have ended leaves a void row behind, recognised by its epoch; pages such a row may write to are
+retired to that plan (see `mem_cache.pool`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from moonlang.base.errors import BugError
+from moonlang.core.lease import Lease, PrefixRef
+from moonlang.core.messages import Generate, TokenDelta
+from moonlang.core.plan import Row, RowResult, SlotStart, StepPlan, StepResult
+from moonlang.core.request import Finish, Request, State
+from moonlang.core.sampling import GrammarSpec
+from moonlang.mem_cache.leases import Leases
+from moonlang.mem_cache.pool import Owner
+from moonlang.scheduler import policy
+from moonlang.scheduler.estimate import NewTokenRatio
+from moonlang.scheduler.outbox import Outbox
+from moonlang.scheduler.settings import PlanReport, SchedulerConfig, SchedulerStats, Totals
+
+_NS_PER_MS = 1_000_000
+
+
+class Scheduler:
+    """The driver calls `expire` and then `plan` until it returns None, and `commit` for every result, in order."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.report = PlanReport()
+        self._memory = Leases(config.num_pages, config.page_size, radix=config.radix, eviction=config.eviction)
+        self._requests: dict[str, Request] = {}
+        self._outbox: dict[str, Outbox] = {}
+        self._waiting: list[Request] = []
+        self._grammars: dict[GrammarSpec, list[Request] | None] = {}  # who waits for it; None: it is compiled
+        self._grammars_new: list[GrammarSpec] = []
+        self._running: dict[int, Request] = {}  # by slot, in order of admission
+        self._slots = list(range(config.max_running - 1, -1, -1))
+        self._starts: list[SlotStart] = []  # admissions that no plan has told yet
+        self._in_flight: deque[StepPlan] = deque()
+        self._prefilling: dict[tuple[int, tuple[int, ...]], str] = {}  # a run of tokens being computed -> rid
+        self._ratio = NewTokenRatio(config.conservativeness)
+        self._totals = Totals()
+        self._next_plan = 0
+        self._next_epoch = 0
+        self._timed = 0  # live requests that have a deadline
+
+    # ---- requests in
+
+    def add(self, message: Generate, now_ns: int) -> list[TokenDelta]:
+        """Take a request. What cannot be served comes back at once as a delta that ends it."""
+        self._totals.requests += 1
+        request = self._request(message, now_ns)
+        outbox = Outbox.of(message)
+        refusal = self._refuse(request)
+        if refusal is not None:
+            self._totals.aborted += 1
+            delta = outbox.deliver(request, None, refusal)
+            return [delta] if delta else []
+        self._requests[request.rid] = request
+        self._outbox[request.rid] = outbox
+        self._timed += request.deadline_ns is not None
+        self._enqueue(request)
+        return []
+
+    def grammars_wanted(self) -> list[GrammarSpec]:
+        """Grammars to compile, each named once until it is ready."""
+        wanted, self._grammars_new = self._grammars_new, []
+        return wanted
+
+    def grammar_ready(self, spec: GrammarSpec, error: str) -> list[TokenDelta]:
+        """A grammar is compiled, or cannot be: then the requests that wait for it end with status 400."""
+        held = self._grammars.pop(spec) or []
+        if error:
+            return [self._end(request, Finish("abort", message=error, status=400)) for request in held]
+        self._grammars[spec] = None
+        for request in held:
+            request.state = State.WAITING
+            self._waiting.append(request)
+        return []
+
+    def abort(self, rid: str, *, every: bool = False, message: str = "Aborted.") -> list[TokenDelta]:
+        """End all requests whose id starts with `rid`, or all, in whatever state they are."""
+        if not every and rid in self._requests:
+            doomed = [self._requests[rid]]
+        else:
+            doomed = [r for r in self._requests.values() if every or r.rid.startswith(rid)]
+        return [self._end(request, Finish("abort", message=message, status=499)) for request in doomed]
+
+    def stop(self, rid: str) -> None:
+        """The detokenizer has answered this request (a stop string matched): end it without a word."""
+        request = self._requests.get(rid)
+        if request is not None:
+            self._end(request, Finish("stop"))
+
+    def expire(self, now_ns: int) -> list[TokenDelta]:
+        """End the requests whose deadline has passed."""
+        if not self._timed:
+            return []
+        late = [r for r in self._requests.values() if r.deadline_ns is not None and r.deadline_ns <= now_ns]
+        finish = Finish("abort", message="The request did not finish within its time limit.", status=504)
+        return [self._end(request, finish) for request in late]
+
+    def flush_cache(self) -> bool:
+        """Forget all cached prefixes; refused (False) while requests run or wait."""
+        if not self.idle:
+            return False
+        self._memory.cache.evict(self.config.num_pages)
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, waits or is in flight."""
+        return not self._requests and not self._in_flight
+
+    def next_wake_ns(self) -> int | None:
+        """When `expire` has something to do although nothing arrives: the nearest deadline."""
+        if not self._timed:
+            return None
+        return min(r.deadline_ns for r in self._requests.values() if r.deadline_ns is not None)
+
+    # ---- plans out
+
+    def plan(self, now_ns: int) -> StepPlan | None:
+        """The next step, or None when nothing can be computed now or `depth` plans are in flight."""
+        if len(self._in_flight) >= self.config.depth or not (self._running or self._waiting):
+            return None
+        self._reclaim()
+        rows = self._decode_rows()
+        decode_rows, budget = len(rows), self._budget(len(rows))
+        budget -= self._continue_prefills(rows, budget)
+        cached = self._admissions(rows, budget, now_ns)
+        if not rows:
+            return self._unblock(now_ns)
+        starts, self._starts = tuple(self._starts), []
+        plan = StepPlan(self._next_plan, now_ns, starts, tuple(rows))
+        self._next_plan += 1
+        self._totals.plans += 1
+        self._in_flight.append(plan)
+        self._ratio.relax()
+        self.report = PlanReport(
+            new_seqs=len(starts),
+            new_tokens=sum(row.length for row in rows[decode_rows:]),
+            cached_tokens=cached,
+            decode_rows=decode_rows,
+        )
+        return plan
+
+    def _reclaim(self) -> None:
+        """Retract requests until every decode row can get the page it needs, now or when the plans in flight are done."""
+        size, pool = self.config.page_size, self._memory.pool
+        while len(self._running) > 1:
+            need = 0
+            for request in self._running.values():
+                if _wants_decode(request) and request.scheduled >= len(_lease(request).pages) * size:
+                    need += 1
+            if need <= self._memory.available_pages + pool.count(Owner.PINNED):
+                return
+            self._retract(self._victim())
+
+    def _decode_rows(self) -> list[Row]:
+        """A row for each request that lacks exactly the position of the token its slot has sampled last."""
+        rows: list[Row] = []
+        for request in self._running.values():
+            if _wants_decode(request) and self._memory.grow(_lease(request), request.scheduled + 1):
+                rows.append(self._row(request, request.scheduled + 1, ()))
+        return rows
+
+    def _budget(self, decode_rows: int) -> int:
+        """Prompt tokens this plan may compute."""
+        chunk = self.config.chunk_tokens
+        return self.config.max_prefill_tokens if chunk is None else max(chunk - decode_rows, self.config.page_size)
+
+    def _continue_prefills(self, rows: list[Row], budget: int) -> int:
+        """Rows for running requests whose prompt is not computed yet; returns the tokens they take."""
+        spent = 0
+        for request in self._running.values():
+            if spent >= budget:
+                break
+            if request.scheduled < request.admitted:
+                spent += self._prefill_row(request, rows, budget - spent)
+        return spent
+
+    def _admissions(self, rows: list[Row], budget: int, now_ns: int) -> int:
+        """Admit waiting requests and lay their first rows; returns the cached tokens they found."""
+        cached = admitted = 0
+        if not self._waiting or budget <= 0 or not (self._slots or self.config.may_preempt):
+            return cached
+        for request in policy.order(self._waiting, self._memory.cache, self.config):
+            if budget <= 0 or admitted == self.config.prefill_max_requests:
+                break
+            if self.config.chunk_tokens is None and rows and len(request.tokens) > budget:
+                break  # a prompt that is never cut goes in whole, or alone
+            prefix = self._memory.cache.match(request.tokens, request.extra_key, policy.reusable(request))
+            key = self._prefix_key(request, prefix)
+            if key is not None and key in self._prefilling:
+                continue  # another request computes these very tokens: take them from the cache a little later
+            lease = self._memory.open(prefix)
+            if not self._make_room(request, lease, alone=not (rows or self._running)):
+                self._memory.close(lease, None)
+                break
+            if key is not None:
+                self._prefilling[key] = request.rid
+            self._start(request, lease, now_ns)
+            admitted += 1
+            cached += prefix.tokens
+            budget -= self._prefill_row(request, rows, budget)
+        if admitted:
+            self._waiting = [request for request in self._waiting if request.state is State.WAITING]
+        return cached
+
+    def _prefill_row(self, request: Request, rows: list[Row], budget: int) -> int:
+        """Lay the next prompt positions of `request` into the plan; returns how many."""
+        size = self.config.page_size
+        start, total = request.scheduled, request.admitted
+        end = total if self.config.chunk_tokens is None else min(total, start + budget)
+        if end < total and end // size * size > start:
+            end = end // size * size  # cut between pages, so that a chunk can enter the tree whole
+        if not self._memory.grow(_lease(request), end):
+            return 0
+        rows.append(self._row(request, end, tuple(request.tokens[start:end])))
+        return end - start
+
+    def _row(self, request: Request, end: int, tokens: tuple[int, ...]) -> Row:
+        """Schedule positions up to `end`; the row carries the part of the page table that the executor does not know."""
+        start, at, pages = request.scheduled, request.sent_pages, _lease(request).pages
+        sample = end == len(request.tokens) + request.pending and request.remaining > 0
+        request.scheduled = end
+        request.pending += sample
+        request.last_plan = self._next_plan
+        if at == len(pages):
+            return Row(request.slot, request.epoch, start, end - start, tokens, sample)
+        request.sent_pages = len(pages)
+        return Row(request.slot, request.epoch, start, end - start, tokens, sample, at, tuple(pages[at:]))
+
+    def _unblock(self, now_ns: int) -> StepPlan | None:
+        """No row could be laid. If nothing in flight will change that, running requests hold each other's memory."""
+        if self._in_flight:
+            return None
+        if len(self._running) > 1:
+            self._retract(self._victim())
+            return self.plan(now_ns)
+        raise BugError(f"{len(self._running)} running and {len(self._waiting)} waiting requests cannot go on.")
+
+    # ---- admission
+
+    def _make_room(self, request: Request, lease: Lease, *, alone: bool) -> bool:
+        """Whether `request` may start: a slot, and memory for it and for what all the running are expected to ask for.
+
+        Requests of lower priority are retracted for it where that is allowed. Alone it may use everything: `add` has
+        checked that it fits.
+        """
+        if not self._slots and not self._preempt_for(request):
+            return False
+        missing = self._expected_pages(request, lease)
+        while not alone:
+            reserved = sum(self._expected_pages(other, _lease(other)) for other in self._running.values())
+            if missing + reserved <= self._memory.available_pages:
+                break
+            soon = self._memory.available_pages + self._memory.pool.count(Owner.PINNED)
+            if missing + reserved <= soon or not self._preempt_for(request):
+                return False
+        return True
+
+    def _expected_pages(self, request: Request, lease: Lease) -> int:
+        """Pages that `request` is expected to ask for beyond its lease."""
+        wanted = len(request.tokens) + request.pending + self._ratio.reserve(request)
+        return max(0, self._memory.pages_for(wanted) - len(lease.pages))
+
+    def _start(self, request: Request, lease: Lease, now_ns: int) -> None:
+        request.slot = self._slots.pop()
+        request.epoch = self._next_epoch
+        self._next_epoch += 1
+        request.state = State.RUNNING
+        request.lease = lease
+        request.scheduled = request.computed = lease.prefix.tokens
+        request.admitted = len(request.tokens)
+        request.pending = request.sent_pages = 0
+        self._running[request.slot] = request
+        if not request.retractions:
+            request.admitted_ns = now_ns
+            request.cached_tokens = lease.prefix.tokens
+            self._totals.prompt_tokens += request.prompt_len
+            self._totals.cached_tokens += lease.prefix.tokens
+        tokens = tuple(request.tokens)
+        self._starts.append(
+            SlotStart(request.slot, request.epoch, request.prompt_len, tokens, request.sampling, request.logprob)
+        )
+
+    def _prefix_key(self, request: Request, prefix: PrefixRef) -> tuple[int, tuple[int, ...]] | None:
+        """Names the run of tokens behind the cached prefix, if it is long enough to be worth waiting for."""
+        run = self.config.prefix_wait_tokens
+        if not self.config.radix or policy.reusable(request) - prefix.tokens < run:
+            return None
+        return prefix.node.id, tuple(request.tokens[prefix.tokens : prefix.tokens + run])
+
+    # ---- retraction and preemption
+
+    def _victim(self) -> Request:
+        """Whom to retract: the lowest priority, then the fewest output tokens, then the longest prompt, then the youngest."""
+        sign = 0 if not self.config.priority else -1 if self.config.priority_low_first else 1
+        return min(self._running.values(), key=lambda r: (sign * r.priority, r.output_len, -r.prompt_len, -r.order))
+
+    def _retract(self, request: Request) -> None:
+        """Take slot and pages away and queue the request again with the output it has; its rows in flight become void."""
+        self._leave(request)
+        request.state = State.WAITING
+        request.retractions += 1
+        self._totals.retractions += 1
+        self._waiting.append(request)
+        self._ratio.tighten(self._running.values())
+
+    def _preempt_for(self, request: Request) -> bool:
+        """Retract the running request of lowest priority if `request` outranks it by the gap."""
+        if not self.config.may_preempt or not self._running:
+            return False
+        victim = self._victim()
+        gap = request.priority - victim.priority
+        if self.config.priority_low_first:
+            gap = -gap
+        if victim.last_plan == self._next_plan or gap < self.config.preempt_gap:
+            return False
+        self._retract(victim)
+        return True
+
+    def _leave(self, request: Request) -> None:
+        """Give back slot and lease. What is computed stays in the tree."""
+        lease = _lease(request)
+        self._share(request)
+        self._memory.close(lease, self._touching(request))
+        self._stop_prefilling(request)
+        del self._running[request.slot]
+        self._slots.append(request.slot)
+        request.lease, request.slot, request.pending = None, -1, 0
+        request.scheduled = request.computed = 0
+
+    def _share(self, request: Request) -> None:
+        """Let others use the computed pages of a running request."""
+        changed = self._memory.share(
+            _lease(request), request.tokens, request.computed, request.extra_key, self._touching(request)
+        )
+        request.sent_pages = min(request.sent_pages, changed)
+
+    def _touching(self, request: Request) -> int | None:
+        """The newest plan in flight with a row of this request."""
+        in_flight = self._in_flight and request.last_plan >= self._in_flight[0].plan_id
+        return request.last_plan if in_flight else None
+
+    def _stop_prefilling(self, request: Request) -> None:
+        if self._prefilling:
+            self._prefilling = {key: rid for key, rid in self._prefilling.items() if rid != request.rid}
+
+    # ---- results in
+
+    def commit(self, result: StepResult, now_ns: int) -> list[TokenDelta]:
+        """Take the result of the oldest plan in flight; returns the tokens it brought."""
+        plan = self._in_flight.popleft()
+        if plan.plan_id != result.plan_id:
+            raise BugError(f"The result of plan {result.plan_id} came while that of plan {plan.plan_id} was due.")
+        deltas: list[TokenDelta] = []
+        for row, outcome in zip(plan.rows, result.rows, strict=True):
+            request = self._running.get(row.slot)
+            if request is not None and request.epoch == row.epoch:
+                delta = self._apply(request, row, outcome)
+                if delta is not None:
+                    deltas.append(delta)
+        self._memory.pool.complete(plan.plan_id)
+        if not self._running:
+            self._ratio.restart()
+        return deltas
+
+    def _apply(self, request: Request, row: Row, outcome: RowResult) -> TokenDelta | None:
+        if outcome.error:
+            return self._end(request, Finish("abort", message=outcome.error, status=500))
+        request.computed = row.start + row.length
+        request.pending -= row.sample
+        if request.computed <= request.admitted:
+            self._share(request)
+            if request.computed == request.admitted:
+                self._stop_prefilling(request)
+        request.tokens += outcome.tokens
+        self._totals.output_tokens += len(outcome.tokens)
+        finish = self._finished(request, outcome)
+        if finish is not None:
+            return self._end(request, finish, outcome)
+        return self._outbox[request.rid].deliver(request, outcome, None)
+
+    def _finished(self, request: Request, outcome: RowResult) -> Finish | None:
+        """Whether the sequence ends here; a stop token counts before the length. Stop strings are the detokenizer's."""
+        if outcome.tokens:
+            token, sampling = outcome.tokens[-1], request.sampling
+            if outcome.ended:
+                return Finish("stop", matched=token)
+            if request.output_len > sampling.min_new_tokens:
+                eos = not sampling.ignore_eos and token in self.config.eos_token_ids
+                if eos or token in sampling.stop_token_ids:
+                    return Finish("stop", matched=token)
+        if len(request.tokens) >= request.max_total and request.computed >= request.admitted:
+            return Finish("length", length=request.output_len)
+        return None
+
+    def _end(self, request: Request, finish: Finish, outcome: RowResult | None = None) -> TokenDelta:
+        """The one way a request ends."""
+        if request.state is State.RUNNING:
+            self._leave(request)
+        elif request.state is State.WAITING:
+            self._waiting.remove(request)
+        elif request.sampling.grammar in self._grammars:
+            (self._grammars[request.sampling.grammar] or []).remove(request)
+        request.state, request.finish = State.FINISHED, finish
+        del self._requests[request.rid]
+        self._timed -= request.deadline_ns is not None
+        self._totals.finished += finish.kind != "abort"
+        self._totals.aborted += finish.kind == "abort"
+        delta = self._outbox.pop(request.rid).deliver(request, outcome, finish)
+        assert delta is not None, "an end is always told"
+        return delta
+
+    # ---- queue
+
+    def _request(self, message: Generate, now_ns: int) -> Request:
+        limit, length = self._longest, len(message.input_ids)
+        wanted = message.sampling.max_new_tokens
+        return Request(
+            rid=message.rid,
+            prompt=message.input_ids,
+            tokens=list(message.input_ids),
+            sampling=message.sampling,
+            arrival_ns=now_ns,
+            deadline_ns=now_ns + message.timeout_ms * _NS_PER_MS if message.timeout_ms else None,
+            extra_key=message.extra_key,
+            priority=message.priority,
+            logprob=message.logprob,
+            order=self._totals.requests,
+            max_total=limit if wanted is None else min(limit, length + wanted),
+        )
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of prompt and output together that one request may have."""
+        return min(self.config.context_length, self._memory.capacity_tokens)
+
+    @property
+    def _held(self) -> int:
+        """Requests that wait for a grammar."""
+        return sum(len(held) for held in self._grammars.values() if held)
+
+    def _refuse(self, request: Request) -> Finish | None:
+        length, longest = request.prompt_len, self._longest - 1
+        if request.rid in self._requests:
+            return _refusal(400, f"A request with the id {request.rid!r} is already running. Use a new id.")
+        if length == 0:
+            return _refusal(400, "The prompt is empty. Send at least one token.")
+        if length > longest:
+            text = f"Input length ({length} tokens) exceeds the maximum allowed length ({longest} tokens). "
+            return _refusal(400, text + "Use a shorter input or enable --allow-auto-truncate.")
+        if self.config.max_queued is not None and len(self._waiting) + self._held >= self.config.max_queued:
+            return _refusal(503, "The request queue is full.")
+        return None
+
+    def _enqueue(self, request: Request) -> None:
+        spec = request.sampling.grammar
+        if spec is None or (spec in self._grammars and self._grammars[spec] is None):
+            self._waiting.append(request)
+            return
+        request.state = State.GRAMMAR
+        held = self._grammars.get(spec)
+        if held is None:
+            held = self._grammars[spec] = []
+            self._grammars_new.append(spec)
+        held.append(request)
+
+    # ---- for operators and tests
+
+    def stats(self) -> SchedulerStats:
+        """A snapshot; cheap enough for every scrape."""
+        size, totals, memory = self.config.page_size, self._totals, self._memory
+        return SchedulerStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_grammar=self._held,
+            num_pages=memory.pool.capacity,
+            page_size=size,
+            used_tokens=(memory.pool.capacity - memory.available_pages) * size,
+            cached_tokens=memory.cache.evictable_pages * size,
+            free_tokens=memory.pool.free * size,
+            max_total_tokens=memory.capacity_tokens,
+            waiting_tokens=sum(len(request.tokens) for request in self._waiting),
+            new_token_ratio=self._ratio.value,
+            total_requests=totals.requests,
+            total_finished=totals.finished,
+            total_aborted=totals.aborted,
+            total_prompt_tokens=totals.prompt_tokens,
+            total_cached_tokens=totals.cached_tokens,
+            total_output_tokens=totals.output_tokens,
+            total_retractions=totals.retractions,
+            total_plans=totals.plans,
+        )
+
+    def check(self) -> None:
+        """BugError unless requests, slots, leases, tree and pool agree: O(everything), for tests and an idle server."""
+        self._memory.check([_lease(request) for request in self._running.values()], idle=self.idle)
+        for request in self._running.values():
+            covered = len(_lease(request).pages) * self.config.page_size
+            if not request.computed <= request.scheduled <= covered:
+                raise BugError(
+                    f"{request.rid}: {request.computed} computed, {request.scheduled} scheduled, {covered} held."
+                )
+        if len(self._slots) + len(self._running) != self.config.max_running:
+            raise BugError(
+                f"{len(self._slots)} slots are free and {len(self._running)} taken of {self.config.max_running}."
+            )
+
+
+def _wants_decode(request: Request) -> bool:
+    """True when exactly one position is missing, and its token was sampled in this slot, so that the executor knows it."""
+    at = request.scheduled
+    return at >= request.admitted and at == len(request.tokens) + request.pending - 1 and request.remaining > 0
+
+
+def _lease(request: Request) -> Lease:
+    lease = request.lease
+    if lease is None:
+        raise BugError(f"Request {request.rid} has no lease.")
+    return lease
+
+
+def _refusal(status: int, text: str) -> Finish:
+    return Finish("abort", message=text, status=status)
