@@ -1,4 +1,4 @@
-"""The error tree. Every error a user can meet has a code, a text that says what is wrong, and a hint that says what to do.
+"""The error tree. Every error a user can meet has a code, a text (what is wrong) and a hint (what to do about it).
 
 MoonLangError
   ConfigError          a flag, file or environment variable is wrong; the process exits with status 2

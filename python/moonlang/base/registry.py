@@ -1,4 +1,4 @@
-"""Backends are files: `find("messaging", "zmq")` imports `moonlang.messaging.zmq`, and the file's name is the flag's value."""
+"""Backends are files: `find("messaging", "zmq")` imports `moonlang.messaging.zmq`; its name is the flag's value."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from moonlang.base.errors import ConfigError
 
 
 def names(kind: str) -> list[str]:
-    """The backends of one kind: the modules of package `moonlang.<kind>` whose name has no leading underscore and that define BACKEND."""
+    """The backends of one kind: the modules of package `moonlang.<kind>` that define BACKEND."""
     package = importlib.import_module(f"moonlang.{kind}")
-    found = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
     return sorted(n for n in found if hasattr(importlib.import_module(f"moonlang.{kind}.{n}"), "BACKEND"))
 
 

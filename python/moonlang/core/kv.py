@@ -11,7 +11,7 @@ import msgspec
 
 
 class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
-    """Layout of one page. `fingerprint` names weights, revision and shard: pages of different fingerprints never mix."""
+    """Layout of one page. `fingerprint` names weights and shard: pages of different fingerprints never mix."""
 
     num_layers: int
     num_kv_heads: int
@@ -35,7 +35,7 @@ class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KvRegion(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool in memory that other engines may read or write. address in bytes; page i starts at address + i * stride."""
+    """A pool in memory that other engines may read or write: page i starts at address + i * stride (bytes)."""
 
     address: int
     stride: int

@@ -84,7 +84,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StreamHead(msgspec.Struct, frozen=True, array_like=True):
-    """What the detokenizer and the API server must know of a request once. queue_ns: time spent waiting to be admitted."""
+    """What detokenizer and API server must know of a request once. queue_ns: time spent waiting to be admitted."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -100,7 +100,7 @@ class TokenBatch(_Message, frozen=True):
 
 
 class TextDelta(msgspec.Struct, frozen=True, array_like=True):
-    """New text of one request, ready for the client; `tokens` are the ids it stands for (stop trimming applied to text only)."""
+    """New text of one request, ready for the client; `tokens` are the ids it stands for (only text is trimmed)."""
 
     rid: str
     text: str

@@ -30,7 +30,7 @@ class Channel(Protocol[Op]):
 
 
 class GrammarEngine(Channel[GrammarSpec], Protocol):
-    """Compiles grammars off the critical path. After an OK completion `matcher` gives the executor a fresh automaton."""
+    """Compiles grammars off the critical path. After an OK completion `matcher` gives a fresh automaton."""
 
     def matcher(self, spec: GrammarSpec) -> GrammarMatcher: ...
 
@@ -60,7 +60,7 @@ class Executor(Protocol):
         ...
 
     def poll(self) -> Sequence[StepResult]:
-        """Finished plans since the last call; never blocks. Raises what the model raised: a broken executor is fatal."""
+        """Finished plans since the last call; never blocks. Raises what the model raised, which is fatal."""
         ...
 
     def fileno(self) -> int:

@@ -13,7 +13,7 @@ from moonlang.core.sampling import SamplingParams
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
-    """Why a sequence ended. `matched` is the stop token id or stop string; `status` an HTTP status when kind is abort."""
+    """Why a sequence ended. `matched`: the stop token id or stop string; `status`: an HTTP status, with abort."""
 
     kind: Literal["stop", "length", "abort"]
     matched: int | str | None = None

@@ -1,4 +1,4 @@
-"""How one sequence is sampled: the normalised form that crosses processes. Parsing of what users send: `sampling_parse`."""
+"""How one sequence is sampled: the normalised form that crosses processes. `sampling_parse` makes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GREEDY_BELOW = 1e-6  # a temperature under this means argmax, as in SGLang
 
 
 class GrammarSpec(msgspec.Struct, frozen=True, array_like=True):
-    """What the output must match. `source` is the schema, expression or grammar as text; the pair is the compile cache's key."""
+    """What the output must match. `source` is the schema, expression or grammar as text."""
 
     kind: GrammarKind
     source: str

@@ -1,1 +1,1 @@
-"""Pages and the prefix tree: who owns which page, and which tokens are already computed. Pure: integers in, integers out."""
+"""Pages and the prefix tree: who owns which page, and which tokens are computed. Pure: integers in, integers out."""

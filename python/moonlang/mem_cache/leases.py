@@ -16,7 +16,7 @@ from moonlang.mem_cache.radix import RadixCache
 
 
 class Leases:
-    """Grants memory. `plan` arguments name the newest plan in flight that may touch the pages, None when there is none."""
+    """Grants memory. A `plan` argument names the newest plan in flight that may touch the pages, None if none does."""
 
     def __init__(self, num_pages: int, page_size: int, *, radix: bool, eviction: str) -> None:
         self.page_size = page_size
@@ -43,7 +43,7 @@ class Leases:
         return Lease(prefix, pages, len(pages))
 
     def grow(self, lease: Lease, positions: int) -> bool:
-        """Make the lease cover `positions`, evicting if it must; False, and no change, when there are not enough pages."""
+        """Make the lease cover `positions`, evicting if it must; False, and no change, when pages are short."""
         missing = self.pages_for(positions) - len(lease.pages)
         if missing <= 0:
             return True
@@ -56,8 +56,8 @@ class Leases:
     def share(self, lease: Lease, tokens: Sequence[int], computed: int, extra_key: str, plan: int | None) -> int:
         """Put the whole pages among the first `computed` tokens into the tree, and lease the tree's pages instead.
 
-        Where another request was faster the tree keeps its pages and this lease gives up its own. Returns the first entry
-        of the page table that changed, len(lease.pages) if none did.
+        Where another request was faster the tree keeps its pages and this lease gives up its own. Returns the first
+        entry of the page table that changed, len(lease.pages) if none did.
         """
         count = computed // self.page_size
         if count <= lease.shared:

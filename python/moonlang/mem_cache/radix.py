@@ -20,7 +20,7 @@ from moonlang.mem_cache.pool import Owner, PagePool
 
 
 class Node:
-    """A run of cached tokens. `used` is the tree's operation counter at the last match or insert, `hits` their number."""
+    """A run of cached tokens. `used`: the tree's operation counter at the last match or insert; `hits`: how many."""
 
     __slots__ = ("children", "extra_key", "hits", "id", "listed", "locks", "pages", "parent", "tokens", "used")
 
@@ -173,7 +173,7 @@ class RadixCache:
         return tuple(tokens[at : at + self._page_size])
 
     def _walk(self, tokens: Sequence[int], extra_key: str, limit: int) -> Iterator[tuple[Node, int]]:
-        """The nodes along `tokens` with the length matched in each, whole pages; only the last may be matched in part."""
+        """The nodes along `tokens` and the length matched in each, in whole pages; only the last may match in part."""
         node, at = self._roots.get(extra_key), 0
         size = self._page_size
         end = min(limit, len(tokens)) // size * size
@@ -218,14 +218,13 @@ class RadixCache:
         return node.locks == 0 and not node.children and node.parent is not None
 
     def _list(self, node: Node) -> None:
-        """Make sure an unlocked leaf is in the heap. Ranks only grow, so an old entry is put right when it is popped."""
+        """Keep unlocked leaves in the heap. Ranks only grow, so an old entry is put right when it is popped."""
         if self._is_candidate(node):
             if not node.listed:
                 node.listed = True
                 heapq.heappush(self._heap, (self._order(node), node.id, node))
-        elif node.parent is None and node.locks == 0 and not node.children:
-            if self._roots.get(node.extra_key) is node:
-                del self._roots[node.extra_key]
+        elif node.locks == 0 and not node.children and self._roots.get(node.extra_key) is node:
+            del self._roots[node.extra_key]
 
     def _remove(self, node: Node) -> None:
         parent = node.parent
@@ -244,7 +243,7 @@ def _to_root(node: Node | None) -> Iterator[Node]:
 
 
 def _common_prefix(run: list[int], tokens: Sequence[int], at: int, most: int) -> int:
-    """Length of the common prefix of `run` and tokens[at:], at most `most`: halving with slice comparisons, which run in C."""
+    """Length of the common prefix of `run` and tokens[at:], at most `most`: halving by slice comparisons (in C)."""
     low, high = 0, most
     step = most
     while low < high:

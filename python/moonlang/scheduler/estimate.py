@@ -1,8 +1,8 @@
 """How much memory running requests are going to ask for: the share of their remaining output that is reserved.
 
 Reserving everything wastes the pool, since most outputs end early; reserving nothing makes the pool run full and
-requests be retracted. The ratio starts high, decays while all goes well and jumps up at a retraction (the behaviour, not
-the code, of SGLang: start 0.7, floor 0.14 of it, 600 steps; outputs are counted up to 4,096 tokens).
+requests be retracted. The ratio starts high, decays while all goes well and jumps up at a retraction, as users of
+SGLang know it: start 0.7, floor 0.14 of that, 600 steps; outputs are counted up to 4,096 tokens.
 """
 
 from __future__ import annotations

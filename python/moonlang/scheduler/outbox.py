@@ -11,8 +11,8 @@ from moonlang.core.request import Finish, Request
 
 @dataclass(slots=True)
 class Outbox:
-    """Collects results of one request. When nobody looks at single tokens (no stream, no stop string to search for) they
-    are kept and delivered with the end: one message instead of hundreds."""
+    """Collects results of one request. When nobody looks at single tokens (no stream, no stop string to find) they are
+    kept and delivered with the end: one message instead of hundreds."""
 
     message: Generate
     merged: bool = False

@@ -1,13 +1,13 @@
 """The scheduler: requests in, plans out, results in, tokens out. Pure; one object owns every request and every page.
 
 There is no prefill phase and no decode phase. A running request has `scheduled` positions whose KV some plan computes
-and len(tokens) + pending positions it wants; a plan brings it closer. One missing position is a decode row, many are a
-prefill row, cut to the budget. A plan is built in a fixed order - reclaim, decode rows, prefill rows of running requests,
-admissions - so that nothing laid into a plan can be retracted by the same plan.
+and len(tokens) + pending positions it wants; a plan brings it closer. One missing position is a decode row, many are
+a prefill row, cut to the budget. A plan is built in a fixed order - reclaim, decode rows, prefill rows of running
+requests, admissions - so that nothing laid into a plan can be retracted by the same plan.
 
 With depth 2 a plan is made before the tokens of the one in flight are known: `pending` counts those samples, and a
-request that turns out to have ended leaves a void row behind, recognised by its epoch; pages such a row may write to are
-retired to that plan (see `mem_cache.pool`).
+request that turns out to have ended leaves a void row behind, recognised by its epoch; pages such a row may write to
+are retired to that plan (see `mem_cache.pool`).
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Scheduler:
         return plan
 
     def _reclaim(self) -> None:
-        """Retract requests until every decode row can get the page it needs, now or when the plans in flight are done."""
+        """Retract until every decode row can get the page it needs, now or when the plans in flight are done."""
         size, pool = self.config.page_size, self._memory.pool
         while len(self._running) > 1:
             need = 0
@@ -168,11 +168,12 @@ class Scheduler:
 
     def _decode_rows(self) -> list[Row]:
         """A row for each request that lacks exactly the position of the token its slot has sampled last."""
-        rows: list[Row] = []
-        for request in self._running.values():
-            if _wants_decode(request) and self._memory.grow(_lease(request), request.scheduled + 1):
-                rows.append(self._row(request, request.scheduled + 1, ()))
-        return rows
+        grow = self._memory.grow
+        return [
+            self._row(request, request.scheduled + 1, ())
+            for request in self._running.values()
+            if _wants_decode(request) and grow(_lease(request), request.scheduled + 1)
+        ]
 
     def _budget(self, decode_rows: int) -> int:
         """Prompt tokens this plan may compute."""
@@ -230,7 +231,7 @@ class Scheduler:
         return end - start
 
     def _row(self, request: Request, end: int, tokens: tuple[int, ...]) -> Row:
-        """Schedule positions up to `end`; the row carries the part of the page table that the executor does not know."""
+        """Schedule positions up to `end`; the row carries what the executor does not know of the page table."""
         start, at, pages = request.scheduled, request.sent_pages, _lease(request).pages
         sample = end == len(request.tokens) + request.pending and request.remaining > 0
         request.scheduled = end
@@ -305,12 +306,12 @@ class Scheduler:
     # ---- retraction and preemption
 
     def _victim(self) -> Request:
-        """Whom to retract: the lowest priority, then the fewest output tokens, then the longest prompt, then the youngest."""
+        """Whom to retract: lowest priority, then fewest output tokens, then longest prompt, then youngest."""
         sign = 0 if not self.config.priority else -1 if self.config.priority_low_first else 1
         return min(self._running.values(), key=lambda r: (sign * r.priority, r.output_len, -r.prompt_len, -r.order))
 
     def _retract(self, request: Request) -> None:
-        """Take slot and pages away and queue the request again with the output it has; its rows in flight become void."""
+        """Take slot and pages away and queue the request again with its output; its rows in flight become void."""
         self._leave(request)
         request.state = State.WAITING
         request.retractions += 1
@@ -521,7 +522,7 @@ class Scheduler:
 
 
 def _wants_decode(request: Request) -> bool:
-    """True when exactly one position is missing, and its token was sampled in this slot, so that the executor knows it."""
+    """True when exactly one position is missing, and its token was sampled in this slot: the executor knows it."""
     at = request.scheduled
     return at >= request.admitted and at == len(request.tokens) + request.pending - 1 and request.remaining > 0
 

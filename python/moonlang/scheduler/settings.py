@@ -87,8 +87,8 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReport:
-    """What the newest plan holds, for the log. new_seqs: admissions; new_tokens: prompt tokens to compute; cached_tokens:
-    prompt tokens of the admissions that were found in the cache."""
+    """What the newest plan holds, for the log. new_seqs: admissions; new_tokens: prompt tokens to compute;
+    cached_tokens: prompt tokens of the admissions that were found in the cache."""
 
     new_seqs: int = 0
     new_tokens: int = 0
