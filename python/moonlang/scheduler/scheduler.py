@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
+
 from moonlang.base.errors import BugError
 from moonlang.core.lease import Lease, PrefixRef
 from moonlang.core.messages import Generate, TokenDelta
@@ -261,15 +263,16 @@ class Scheduler:
         """
         if not self._slots and not self._preempt_for(request):
             return False
+        if alone:  # plans of requests that are gone may still hold pages
+            return self._memory.pages_for(len(request.tokens)) - len(lease.pages) <= self._memory.available_pages
         missing = self._expected_pages(request, lease)
-        while not alone:
+        while True:
             reserved = sum(self._expected_pages(other, _lease(other)) for other in self._running.values())
             if missing + reserved <= self._memory.available_pages:
-                break
+                return True
             soon = self._memory.available_pages + self._memory.pool.count(Owner.PINNED)
             if missing + reserved <= soon or not self._preempt_for(request):
                 return False
-        return True
 
     def _expected_pages(self, request: Request, lease: Lease) -> int:
         """Pages that `request` is expected to ask for beyond its lease."""
@@ -327,7 +330,7 @@ class Scheduler:
         gap = request.priority - victim.priority
         if self.config.priority_low_first:
             gap = -gap
-        if victim.last_plan == self._next_plan or gap < self.config.preempt_gap:
+        if victim.last_plan == self._next_plan or gap < max(1, self.config.preempt_gap):
             return False
         self._retract(victim)
         return True
@@ -387,6 +390,10 @@ class Scheduler:
             self._share(request)
             if request.computed == request.admitted:
                 self._stop_prefilling(request)
+        if request.logprob is not None and outcome.prompt:
+            # What has been delivered is not wanted again when the request is retracted.
+            start = request.logprob.start + len(outcome.prompt)
+            request.logprob = msgspec.structs.replace(request.logprob, start=start if start < request.prompt_len else -1)
         request.tokens += outcome.tokens
         self._totals.output_tokens += len(outcome.tokens)
         finish = self._finished(request, outcome)
