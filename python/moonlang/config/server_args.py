@@ -1,8 +1,8 @@
-"""`ServerArgs`: one annotated line per flag. The command line, the reference and the validation are made from these lines.
+"""`ServerArgs`: one annotated line per flag. The command line, the reference and the checks are made from these lines.
 
-A field's name is the flag's name with underscores, as in SGLang. Aliases, and the flags of SGLang that this version accepts
-without effect or refuses, are rows of `sglang_flags.json`; a field whose row says "refused" waits there for its version.
-No `from __future__ import annotations` here: the annotations are read at run time.
+A field's name is the flag's name with underscores, as in SGLang. Aliases, and the flags of SGLang that this version
+accepts without effect or refuses, are rows of `sglang_flags.json`; a field whose row says "refused" waits there for its
+version. No `from __future__ import annotations` here: the annotations are read at run time.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,28 @@ if TYPE_CHECKING:
     from moonlang.config.model_config import ModelConfig
     from moonlang.config.resolve import HostFacts
 
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+MODEL_IMPLS = ("auto", "moonlang", "sglang", "transformers")
+KV_DTYPES = ("auto", "bf16", "bfloat16")
+POLICIES = ("lpm", "random", "fcfs", "dfs-weight", "lof", "priority")
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerArgs:
-    """Everything that can be set at start. Build it with `parse` or `create`: they validate, the constructor does not."""
+    """All that can be set at start. Build it with `parse` or `create`: they validate, the constructor does not."""
 
     # Model and weights
-    model_path: Annotated[str | None, Flag("Folder or hub name of the model; the embedded moonlang-tiny when left out")] = None
-    load_format: Annotated[str, Flag("How weights are read; dummy: random weights", ("auto", "safetensors", "dummy"))] = "auto"
+    model_path: Annotated[str | None, Flag("Folder or hub name; left out: moonlang-tiny")] = None
+    load_format: Annotated[str, Flag("Source of weights; dummy: random", LOAD_FORMATS)] = "auto"
     trust_remote_code: Annotated[bool, Flag("Allow code that comes with the checkpoint")] = False
-    context_length: Annotated[int | None, Flag("Longest sequence in tokens; default: what the model was made for", low=1)] = None
+    context_length: Annotated[int | None, Flag("Longest sequence in tokens; default: the model's", low=1)] = None
     revision: Annotated[str | None, Flag("Branch, tag or commit on the hub")] = None
     download_dir: Annotated[str | None, Flag("Folder for what is fetched from the hub")] = None
-    model_impl: Annotated[str, Flag("Own model file or the one of transformers", ("auto", "moonlang", "sglang", "transformers"))] = "auto"
+    model_impl: Annotated[str, Flag("Own model file, or that of transformers", MODEL_IMPLS)] = "auto"
     json_model_override_args: Annotated[str, Flag("JSON object merged over config.json")] = "{}"
-    dtype: Annotated[str, Flag("Type of weights and activations; auto: the checkpoint's (float32 becomes bfloat16 only if asked)")] = "auto"
-    kv_cache_dtype: Annotated[str, Flag("Type of the KV cache; auto: that of the model", ("auto", "bf16", "bfloat16"))] = "auto"
+    dtype: Annotated[str, Flag("Type of weights and activations; auto: the checkpoint's")] = "auto"
+    kv_cache_dtype: Annotated[str, Flag("Type of the KV cache; auto: the model's", KV_DTYPES)] = "auto"
 
     # Tokenizer, HTTP and the API
     tokenizer_path: Annotated[str | None, Flag("Folder of the tokenizer; default: the model's")] = None
@@ -45,74 +51,74 @@ class ServerArgs:
     ssl_ca_certs: Annotated[str | None, Flag("File with the certificates of trusted authorities")] = None
     ssl_keyfile_password: Annotated[str | None, Flag("Password of the TLS key file")] = None
     api_key: Annotated[str | None, Flag("Bearer key that clients must send")] = None
-    admin_api_key: Annotated[str | None, Flag("Bearer key of the management routes, where --api-key then does not count")] = None
+    admin_api_key: Annotated[str | None, Flag("Key of the management routes, in place of --api-key")] = None
     served_model_name: Annotated[str | None, Flag("Name in /v1/models; default: the model path")] = None
     weight_version: Annotated[str, Flag("Label of the weights, shown in every answer's meta_info")] = "default"
-    chat_template: Annotated[str | None, Flag("Jinja file or text to use in place of the model's chat template")] = None
+    chat_template: Annotated[str | None, Flag("Jinja file or text in place of the model's template")] = None
     hf_chat_template_name: Annotated[str | None, Flag("Which of several named templates of the tokenizer")] = None
-    default_chat_template_kwargs: Annotated[dict[str, Any] | None, Flag("JSON object: defaults of chat_template_kwargs")] = None
+    default_chat_template_kwargs: Annotated[dict[str, Any] | None, Flag("Defaults of chat_template_kwargs")] = None
     enable_cache_report: Annotated[bool, Flag("Report cached tokens in usage.prompt_tokens_details")] = False
-    sampling_defaults: Annotated[str, Flag("Defaults of sampling: the model's generation_config.json, or OpenAI's")] = "model"
-    preferred_sampling_params: Annotated[dict[str, Any] | None, Flag("JSON object: sampling parameters under every request's own")] = None
+    sampling_defaults: Annotated[str, Flag("Defaults of sampling: generation_config.json, or OpenAI's")] = "model"
+    preferred_sampling_params: Annotated[dict[str, Any] | None, Flag("Sampling parameters under a request's")] = None
     allow_auto_truncate: Annotated[bool, Flag("Cut a prompt that is too long instead of refusing it")] = False
     stream_interval: Annotated[int, Flag("Tokens per streamed piece", low=1)] = 1
     stream_response_default_include_usage: Annotated[bool, Flag("End every OpenAI stream with a usage chunk")] = False
     incremental_streaming_output: Annotated[bool, Flag("/generate streams what is new instead of all so far")] = False
 
     # Scheduling and memory
-    mem_fraction_static: Annotated[float | None, Flag("Share of the device's memory for weights and KV cache", low=0.01, high=1)] = None
+    mem_fraction_static: Annotated[float | None, Flag("Share of memory for weights and KV", low=0.01, high=1)] = None
     max_running_requests: Annotated[int | None, Flag("Most requests that run at once", low=1)] = None
     max_queued_requests: Annotated[int | None, Flag("Most requests that wait; beyond it 503", low=1)] = None
     max_total_tokens: Annotated[int | None, Flag("Ceiling of the KV cache in tokens", low=1)] = None
     chunked_prefill_size: Annotated[int | None, Flag("Most prompt tokens per step; -1: no chunking", low=-1)] = None
     max_prefill_tokens: Annotated[int, Flag("Most prompt tokens of all requests in one step", low=1)] = 16384
     prefill_max_requests: Annotated[int | None, Flag("Most requests that prefill in one step", low=1)] = None
-    enable_mixed_chunk: Annotated[bool, Flag("Prefill and decode rows share a step (they always may in this version)")] = False
-    schedule_policy: Annotated[str, Flag("Order of waiting requests", ("lpm", "random", "fcfs", "dfs-weight", "lof", "priority"))] = "fcfs"
-    schedule_conservativeness: Annotated[float, Flag("Scales the estimate of output to come; more: fewer retractions", low=0)] = 1.0
+    enable_mixed_chunk: Annotated[bool, Flag("Prefill and decode share a step (here always)")] = False
+    schedule_policy: Annotated[str, Flag("Order of waiting requests", POLICIES)] = "fcfs"
+    schedule_conservativeness: Annotated[float, Flag("Scales the estimate of output to come", low=0)] = 1.0
     enable_priority_scheduling: Annotated[bool, Flag("Order by the priority of requests, with preemption")] = False
     disable_priority_preemption: Annotated[bool, Flag("Priorities order the queue only, nobody is preempted")] = False
     default_priority_value: Annotated[int | None, Flag("Priority of a request that brings none")] = None
     abort_on_priority_when_disabled: Annotated[bool, Flag("Refuse a priority when priorities are off")] = False
     schedule_low_priority_values_first: Annotated[bool, Flag("A low value is urgent")] = False
-    priority_scheduling_preemption_threshold: Annotated[int, Flag("How much more urgent a request must be to preempt", low=0)] = 10
-    retraction_policy: Annotated[str, Flag("Who gives way when the KV cache is full", ("length", "priority"))] = "length"
+    priority_scheduling_preemption_threshold: Annotated[int, Flag("How much more urgent to preempt", low=0)] = 10
+    retraction_policy: Annotated[str, Flag("Who gives way when KV is full", ("length", "priority"))] = "length"
     page_size: Annotated[int | None, Flag("Tokens per page of the KV cache", low=1, high=1024)] = None
     disable_overlap_schedule: Annotated[bool, Flag("Plan a step only when the one before is done")] = False
     radix_eviction_policy: Annotated[str, Flag("What leaves the prefix cache first", ("lru", "lfu"))] = "lru"
     disable_radix_cache: Annotated[bool, Flag("No prefix cache")] = False
 
     # Kernels, grammars, sampling, device
-    device: Annotated[str | None, Flag("Where the model runs; default: cuda if there is one", ("cpu", "cuda"))] = None
+    device: Annotated[str | None, Flag("Where the model runs; default: a GPU if there is one", ("cpu", "cuda"))] = None
     attention_backend: Annotated[str | None, Flag("Attention kernels", ("torch_native",))] = None
     sampling_backend: Annotated[str | None, Flag("Sampling kernels", ("pytorch",))] = None
-    grammar_backend: Annotated[str | None, Flag("Engine for JSON schemas, regexes and EBNF", ("xgrammar", "none"))] = None
-    constrained_json_whitespace_pattern: Annotated[str | None, Flag("Whitespace of JSON output, of other grammar engines")] = None
-    constrained_json_disable_any_whitespace: Annotated[bool, Flag("JSON output without optional whitespace")] = False
-    constrained_json_max_whitespace_cnt: Annotated[int | None, Flag("Most whitespace in a row in JSON output", low=0)] = None
-    enable_custom_logit_processor: Annotated[bool, Flag("Let requests bring logit processors: code that this server runs")] = False
-    random_seed: Annotated[int | None, Flag("Seed of sampling where a request brings none; default: drawn at start")] = None
-    watchdog_timeout: Annotated[float, Flag("Seconds after which a step that hangs ends the server", low=0)] = 300.0
+    grammar_backend: Annotated[str | None, Flag("Engine for JSON schemas, regexes, EBNF", ("xgrammar", "none"))] = None
+    constrained_json_whitespace_pattern: Annotated[str | None, Flag("Whitespace of JSON output")] = None
+    constrained_json_disable_any_whitespace: Annotated[bool, Flag("JSON output without optional spaces")] = False
+    constrained_json_max_whitespace_cnt: Annotated[int | None, Flag("Most spaces in a row in JSON", low=0)] = None
+    enable_custom_logit_processor: Annotated[bool, Flag("Let requests bring code that changes logits")] = False
+    random_seed: Annotated[int | None, Flag("Seed of requests that bring none; default: drawn at start")] = None
+    watchdog_timeout: Annotated[float, Flag("Seconds until a step that hangs ends the server", low=0)] = 300.0
 
     # Logs and metrics
-    log_level: Annotated[str, Flag("Level of the log", ("debug", "info", "warning", "error", "critical"))] = "info"
-    log_level_http: Annotated[str | None, Flag("Level of the HTTP server's log; default: --log-level")] = None
+    log_level: Annotated[str, Flag("Level of the log", LOG_LEVELS)] = "info"
+    log_level_http: Annotated[str | None, Flag("Level of the HTTP log; default: --log-level", LOG_LEVELS)] = None
     log_requests: Annotated[bool, Flag("Log every request")] = False
-    log_requests_level: Annotated[int, Flag("How much of a request is logged: ids, sizes, parameters", (0, 1, 2, 3))] = 2
+    log_requests_level: Annotated[int, Flag("How much of a request is logged")] = 2
     log_requests_format: Annotated[str, Flag("Form of that log")] = "text"
     uvicorn_access_log_exclude_prefixes: Annotated[tuple[str, ...], Flag("Paths left out of the access log")] = ()
     enable_metrics: Annotated[bool, Flag("Prometheus metrics on /metrics")] = False
-    extra_metric_labels: Annotated[dict[str, Any] | None, Flag("JSON object: labels of every metric")] = None
-    bucket_time_to_first_token: Annotated[tuple[float, ...] | None, Flag("Histogram buckets, seconds to the first token")] = None
-    bucket_inter_token_latency: Annotated[tuple[float, ...] | None, Flag("Histogram buckets, seconds between tokens")] = None
-    bucket_e2e_request_latency: Annotated[tuple[float, ...] | None, Flag("Histogram buckets, seconds per request")] = None
+    extra_metric_labels: Annotated[dict[str, Any] | None, Flag("Labels of every metric")] = None
+    bucket_time_to_first_token: Annotated[tuple[float, ...] | None, Flag("Buckets in seconds, first token")] = None
+    bucket_inter_token_latency: Annotated[tuple[float, ...] | None, Flag("Buckets in seconds, between tokens")] = None
+    bucket_e2e_request_latency: Annotated[tuple[float, ...] | None, Flag("Buckets in seconds, whole request")] = None
     decode_log_interval: Annotated[int, Flag("Steps between two Decode batch lines", low=1)] = 40
     enable_request_time_stats_logging: Annotated[bool, Flag("Log the times of every request")] = False
 
     # MoonLang's own
-    messaging_backend: Annotated[str, Flag("Messages between processes; auto: zmq, with --in-process inproc", ("auto", "zmq", "inproc"))] = "auto"
+    messaging_backend: Annotated[str, Flag("How messages travel between roles", ("auto", "zmq", "inproc"))] = "auto"
     in_process: Annotated[bool, Flag("Run all roles as threads of one process, for debugging")] = False
-    request_timeout_s: Annotated[float | None, Flag("Longest life of a request in seconds; then it ends with 504", low=0.001)] = None
+    request_timeout_s: Annotated[float | None, Flag("Longest life of a request, then 504", low=0.001)] = None
 
     # Of later versions: accepted without effect or refused, as their rows in the flag table say
     tokenizer_worker_num: Annotated[int, Flag("Tokenizer processes", low=1)] = 1
@@ -151,7 +157,7 @@ class ServerArgs:
     disaggregation_bootstrap_port: Annotated[int, Flag("Port where prefill and decode meet", low=0, high=65535)] = 8998
     disaggregation_ib_device: Annotated[str | None, Flag("Network cards for KV pages")] = None
     disaggregation_decode_enable_radix_cache: Annotated[bool, Flag("Prefix cache on decode servers")] = False
-    disaggregation_decode_enable_offload_kvcache: Annotated[bool, Flag("Decode servers offload KV pages to storage")] = False
+    disaggregation_decode_enable_offload_kvcache: Annotated[bool, Flag("Decode servers offload to storage")] = False
     disaggregation_enable_kv_checksum: Annotated[bool, Flag("Check sums of KV pages that travelled")] = False
     num_reserved_decode_tokens: Annotated[int, Flag("Tokens reserved per request on decode servers", low=0)] = 512
     # - hierarchical cache
@@ -180,14 +186,14 @@ class ServerArgs:
 
     @classmethod
     def create(cls, **values: Any) -> "ServerArgs":
-        """The arguments with these values, validated as on the command line. ConfigError names what is wrong and what is near."""
+        """The arguments with these values, validated as on the command line. ConfigError says what is wrong."""
         from moonlang.config.build import build
 
         return build(values)
 
 
 def parse(argv: Sequence[str]) -> ServerArgs:
-    """Read a command line (without the program's name). Prints the help and exits on --help; ConfigError on bad input."""
+    """Read a command line (without the program's name). Prints help and exits on --help; ConfigError on bad input."""
     from moonlang.config.command_line import read
 
     return read(argv)
@@ -196,7 +202,9 @@ def parse(argv: Sequence[str]) -> ServerArgs:
 prepare_server_args = parse  # SGLang's name for it
 
 
-def resolve(args: ServerArgs, model: "ModelConfig", host: "HostFacts | None" = None) -> tuple[ServerArgs, dict[str, str]]:
+def resolve(
+    args: ServerArgs, model: "ModelConfig", host: "HostFacts | None" = None
+) -> tuple[ServerArgs, dict[str, str]]:
     """Fill in every value left to the engine; the dict says why, by field name. Pure: see `config.resolve`."""
     from moonlang.config.resolve import resolve_args
 

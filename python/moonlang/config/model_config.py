@@ -1,0 +1,165 @@
+"""What a checkpoint says of itself: config.json and generation_config.json, read without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from moonlang.base.errors import ConfigError
+from moonlang.config.server_args import ServerArgs
+
+_DTYPES = {"half": "float16", "float": "float32"}
+_ALLOW_LONGER = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"
+
+# The same size has several names in the config.json of older architectures.
+_VOCAB = ("vocab_size",)
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The shape and the habits of one checkpoint. Heads, dims and lengths count whole numbers; lengths are tokens."""
+
+    path: str
+    hf: dict[str, Any]  # config.json with text_config lifted and --json-model-override-args applied
+    architectures: tuple[str, ...]
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_length: int
+    dtype: str  # "bfloat16", "float16" or "float32"
+    eos_token_ids: tuple[int, ...]
+    generation: dict[str, Any]  # generation_config.json, {} when there is none
+
+
+def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
+    """Read the folder `path` under the wishes of `args`. ConfigError when something is missing or cannot be served."""
+    folder = Path(path)
+    override = msgspec.json.decode(args.json_model_override_args)
+    hf = _lifted(_read_object(folder / "config.json") | override) | override
+    _refuse_quantized(hf)
+    generation = _read_object(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    hidden, heads = _size(hf, _HIDDEN), _size(hf, _HEADS)
+    return ModelConfig(
+        path=path,
+        hf=hf,
+        architectures=tuple(hf.get("architectures") or ()),
+        model_type=str(hf.get("model_type", "")),
+        vocab_size=_size(hf, _VOCAB),
+        hidden_size=hidden,
+        num_layers=_size(hf, _LAYERS),
+        num_heads=heads,
+        num_kv_heads=_size(hf, _KV_HEADS, default=1 if hf.get("multi_query") else heads),
+        head_dim=_size(hf, ("head_dim",), default=hidden // heads),
+        context_length=_context_length(hf, args.context_length),
+        dtype=_dtype(hf, args.dtype),
+        eos_token_ids=_eos_token_ids(hf, generation),
+        generation=generation,
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}.", hint="Give --model-path a complete folder."
+        ) from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}.", hint="Fetch the file again.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no JSON object.", hint="Fetch the file again.")
+    return content
+
+
+def _lifted(hf: dict[str, Any]) -> dict[str, Any]:
+    """The language part of a multimodal checkpoint's config, with the architectures of the whole."""
+    text = hf.get("text_config")
+    if not isinstance(text, dict):
+        return hf
+    whole = {key: value for key, value in hf.items() if key != "text_config"}
+    return whole | text | {"architectures": hf.get("architectures") or text.get("architectures")}
+
+
+def _refuse_quantized(hf: Mapping[str, Any]) -> None:
+    settings = hf.get("quantization_config")
+    if settings:
+        method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else "unknown"
+        raise ConfigError(
+            f"This checkpoint is quantized ({method}), which is not there in this version.",
+            hint="Serve the unquantized checkpoint of the same model.",
+        )
+
+
+def _size(hf: Mapping[str, Any], names: tuple[str, ...], default: int | None = None) -> int:
+    value = next((hf[name] for name in names if hf.get(name) is not None), default)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"config.json gives no usable {names[0]}.",
+            hint=f"Add it with --json-model-override-args '{{\"{names[0]}\": ...}}'.",
+        )
+    return value
+
+
+def _dtype(hf: Mapping[str, Any], wish: str) -> str:
+    """--dtype, or what the checkpoint was saved in; a checkpoint that does not say is float32, as in transformers."""
+    name = wish if wish != "auto" else str(hf.get("dtype") or hf.get("torch_dtype") or "float32")
+    name = _DTYPES.get(name, name.removeprefix("torch."))
+    if name not in ("bfloat16", "float16", "float32"):
+        raise ConfigError(
+            f"The checkpoint's dtype {name} cannot be served.", hint="Add --dtype bfloat16 or --dtype float32."
+        )
+    return name
+
+
+def _context_length(hf: Mapping[str, Any], wish: int | None) -> int:
+    """--context-length if it is no longer than what the model was made for, else that length."""
+    own = _own_context_length(hf)
+    if own is None and wish is None:
+        raise ConfigError("config.json does not say how long a sequence may be.", hint="Add --context-length.")
+    if wish is None or own is None:
+        return wish or own or 0
+    if wish > own and os.environ.get(_ALLOW_LONGER, "").lower() not in ("1", "true"):
+        raise ConfigError(
+            f"--context-length {wish} is longer than the {own} tokens that the model was made for.",
+            hint=f"Lower it, or set {_ALLOW_LONGER}=1 if you know that the model copes.",
+        )
+    return wish
+
+
+def _own_context_length(hf: Mapping[str, Any]) -> int | None:
+    """Tokens the positions reach, stretched where rope scaling stretches what `max_position_embeddings` says."""
+    length = next((hf[name] for name in _CONTEXT if isinstance(hf.get(name), int)), None)
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    if isinstance(rope.get("full_attention"), dict):
+        rope = rope["full_attention"]
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    # llama3 and longrope checkpoints state the stretched length themselves.
+    if length is None or kind not in ("linear", "dynamic", "yarn") or not rope.get("factor"):
+        return length
+    base = rope.get("original_max_position_embeddings") or length
+    return max(length, int(base * rope["factor"]))
+
+
+def _eos_token_ids(hf: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a sequence according to either file, without repetition."""
+    found: dict[int, None] = {}
+    for source in (generation, hf):
+        ids = source.get("eos_token_id")
+        for token in ids if isinstance(ids, list) else [ids]:
+            if isinstance(token, int):
+                found[token] = None
+    return tuple(found)

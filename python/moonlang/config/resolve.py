@@ -1,0 +1,132 @@
+"""Fills in what the user left to the engine. Pure: the same arguments, model and host give the same result."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from moonlang.base.errors import ConfigError
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.model_source import EMBEDDED_NAME
+from moonlang.config.server_args import ServerArgs
+
+PAGE_TOKENS = 16
+CPU_CHUNK_TOKENS = 2048
+CUDA_CHUNK_TOKENS = 8192
+CPU_RUNNING_REQUESTS = 256
+CUDA_RUNNING_REQUESTS = 1024
+QUEUED_REQUESTS = 32768
+CPU_MEMORY_SHARE = 0.5
+CUDA_MEMORY_SHARE = 0.88
+SEED = 0x5EED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What `resolve` may know of the machine; `config.host.observe` finds it out. `seed` was drawn by the caller."""
+
+    cuda: bool = False
+    seed: int = SEED
+
+
+def resolve_args(
+    args: ServerArgs, model: ModelConfig, host: HostFacts | None = None
+) -> tuple[ServerArgs, dict[str, str]]:
+    """The complete arguments, and by field name why each was chosen. A second pass changes nothing.
+
+    ConfigError when explicit values contradict each other or the model.
+    """
+    host = host or HostFacts()
+    chosen: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+
+    def choose(name: str, value: Any, reason: str) -> Any:
+        if value != getattr(args, name):
+            chosen[name] = value
+            reasons[name] = reason
+        return value
+
+    for name, value, reason in _automatic(args, model, host):
+        choose(name, value, reason)
+    cuda = chosen.get("device", args.device) == "cuda"
+    page = args.page_size or choose(
+        "page_size", PAGE_TOKENS, "a good size for prefix hits and for the copies of the cache"
+    )
+    for name, value, reason in _sizes(args, model, page, cuda):
+        choose(name, value, reason)
+    _check(args, model, page)
+    return dataclasses.replace(args, **chosen), reasons
+
+
+Choice = tuple[str, Any, str]
+
+
+def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Choice]:
+    """Values that stand in for None or auto and do not depend on each other."""
+    choices: list[Choice] = [
+        ("dtype", model.dtype, "the checkpoint's" if args.dtype == "auto" else "the full name of what was asked for"),
+        ("kv_cache_dtype", model.dtype, "that of the model"),
+        ("context_length", model.context_length, "what the model was made for"),
+    ]
+    if args.model_path is None:
+        choices.append(("model_path", model.path, "the embedded model: no --model-path was given"))
+    defaults: list[Choice] = [
+        ("served_model_name", args.model_path or EMBEDDED_NAME, "the model path"),
+        ("tokenizer_path", model.path, "the tokenizer lies with the model"),
+        ("device", "cuda" if host.cuda else "cpu", "a GPU is there" if host.cuda else "no GPU is there"),
+        ("attention_backend", "torch_native", "the only attention kernels of this version"),
+        ("sampling_backend", "pytorch", "the only sampling kernels of this version"),
+        ("grammar_backend", "xgrammar", "it knows JSON schemas, regexes and EBNF"),
+        ("random_seed", host.seed, "drawn at start"),
+        ("log_level_http", args.log_level, "follows --log-level"),
+        ("max_queued_requests", QUEUED_REQUESTS, "every queue has a bound"),
+        ("default_priority_value", 0, "the middle of all priorities"),
+    ]
+    choices += [choice for choice in defaults if getattr(args, choice[0]) is None]
+    if args.messaging_backend == "auto":
+        backend = "inproc" if args.in_process else "zmq"
+        choices.append(
+            ("messaging_backend", backend, "roles are threads" if args.in_process else "roles are processes")
+        )
+    return choices
+
+
+def _sizes(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> list[Choice]:
+    """Budgets, from the device and the page size."""
+    where = "a GPU" if cuda else "a CPU"
+    choices: list[Choice] = []
+    if args.chunked_prefill_size is None:
+        chunk = CUDA_CHUNK_TOKENS if cuda else CPU_CHUNK_TOKENS
+        chunk = max(page, chunk // page * page)
+        choices.append(("chunked_prefill_size", chunk, f"keeps a step short on {where}; a multiple of the page size"))
+    if args.max_prefill_tokens < model.context_length:
+        choices.append(("max_prefill_tokens", model.context_length, "one sequence of full length must fit"))
+    if args.max_running_requests is None:
+        running = CUDA_RUNNING_REQUESTS if cuda else CPU_RUNNING_REQUESTS
+        choices.append(("max_running_requests", running, f"more rows do not make {where} faster"))
+    if args.mem_fraction_static is None:
+        share = CUDA_MEMORY_SHARE if cuda else CPU_MEMORY_SHARE
+        why = "the rest is for activations" if cuda else "the memory of a CPU is shared with everything else that runs"
+        choices.append(("mem_fraction_static", share, why))
+    return choices
+
+
+def _check(args: ServerArgs, model: ModelConfig, page: int) -> None:
+    chunk = args.chunked_prefill_size
+    if chunk is not None and chunk > 0 and chunk % page:
+        near = max(page, chunk // page * page)
+        raise ConfigError(
+            f"--chunked-prefill-size {chunk} is not a multiple of the page size {page}.",
+            hint=f"Use {near} or {near + page}, or change --page-size.",
+        )
+    kv_dtype = {"auto": model.dtype, "bf16": "bfloat16"}.get(args.kv_cache_dtype, args.kv_cache_dtype)
+    if kv_dtype != model.dtype:
+        raise ConfigError(
+            f"--kv-cache-dtype {args.kv_cache_dtype} is not supported: the model runs in {model.dtype}.",
+            hint="Leave it at auto, or set --dtype to the same type.",
+        )
+    if args.max_total_tokens is not None and args.max_total_tokens < page:
+        raise ConfigError(
+            f"--max-total-tokens {args.max_total_tokens} is less than one page ({page}).", hint="Raise it."
+        )
