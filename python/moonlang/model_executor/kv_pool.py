@@ -1,0 +1,42 @@
+"""The device pool: pages of keys and values in the one page format (see `core.kv`)."""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import torch
+from torch import Tensor
+
+from moonlang.core.kv import KvRegion, KvSchema
+
+
+class KvPool:
+    """buffer: [P, L, 2, K, p, D], zeroed: memory that nobody wrote holds no NaN that a mask could not hide."""
+
+    def __init__(self, schema: KvSchema, num_pages: int, device: torch.device | str = "cpu") -> None:
+        self.schema = schema
+        self.num_pages = num_pages
+        shape = (num_pages, schema.num_layers, 2, schema.num_kv_heads, schema.page_size, schema.head_dim)
+        self.buffer: Tensor = _zeros(shape, getattr(torch, schema.dtype), torch.device(device))
+
+    def key(self, layer: int) -> Tensor:
+        """Keys of one layer: a view [P, K, p, D]."""
+        return self.buffer[:, layer, 0]
+
+    def value(self, layer: int) -> Tensor:
+        """Values of one layer: a view [P, K, p, D]."""
+        return self.buffer[:, layer, 1]
+
+    def region(self) -> KvRegion:
+        """Address, stride (bytes) and schema, for engines that read or write pages."""
+        return KvRegion(
+            address=self.buffer.data_ptr(), stride=self.schema.page_bytes, num_pages=self.num_pages, schema=self.schema
+        )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeroed memory. On CPU it is mapped: page-aligned, and it takes no memory and no time before it is used."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)

@@ -1,0 +1,31 @@
+"""Making a model with its weights. One file per `--load-format`; `auto` means safetensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from moonlang.base import registry
+from moonlang.config.model_config import ModelConfig
+from moonlang.model_loader.fingerprint import fingerprint
+from moonlang.models.spec import ModelSpec, torch_dtype
+
+__all__ = ["fingerprint", "load_model"]
+
+
+def load_model(
+    config: ModelConfig, spec: ModelSpec, load_format: str = "auto", device: torch.device | str = "cpu", seed: int = 0
+) -> nn.Module:
+    """The model that `spec` builds for `config`, on `device`, in dtype config.dtype, ready for inference.
+
+    seed: of the random weights of load format `dummy`. ConfigError when the checkpoint is incomplete or does not fit.
+    """
+    device = torch.device(device)
+    if spec.load is not None:
+        return spec.load(config, load_format, device)
+    backend = registry.find("model_loader", "safetensors" if load_format == "auto" else load_format).BACKEND
+    with torch.device(device):
+        model = spec.build(config, torch_dtype(config.dtype))
+    with torch.no_grad():
+        backend(model, spec.weights, config, seed)
+    return model.eval()

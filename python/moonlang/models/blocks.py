@@ -1,0 +1,186 @@
+"""Blocks that decoder models share: self-attention, gated feed-forward, and the stack around the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moonlang.attention.batch import AttentionSpec, ForwardContext
+from moonlang.config.model_config import ModelConfig
+from moonlang.layers.activation import activation
+from moonlang.layers.embedding import Embedding
+from moonlang.layers.linear import Linear
+from moonlang.layers.logits import logits
+from moonlang.layers.norm import GemmaRmsNorm, RmsNorm
+from moonlang.layers.rotary import Rotary, rope_parameters, rotate
+from moonlang.models.spec import CausalModel
+
+Norm = RmsNorm | GemmaRmsNorm
+Rotation = tuple[Tensor, Tensor]  # cos, sin: [T, 1, D], see Rotary.at
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions; q and k normalised per head when `norm` is given."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        dtype: torch.dtype,
+        spec: AttentionSpec,
+        *,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        norm: type[Norm] | None = None,
+    ) -> None:
+        super().__init__()
+        size, self._dim = config.hidden_size, config.head_dim
+        self._q, self._kv = config.num_heads, config.num_kv_heads
+        self._layer = layer
+        self._spec = spec
+        self.qkv_proj = Linear(size, (self._q + 2 * self._kv) * self._dim, bias=qkv_bias, dtype=dtype)
+        self.o_proj = Linear(self._q * self._dim, size, bias=out_bias, dtype=dtype)
+        eps = config.hf.get("rms_norm_eps", 1e-6)
+        self.q_norm = norm(self._dim, eps, dtype) if norm else None
+        self.k_norm = norm(self._dim, eps, dtype) if norm else None
+
+    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """x: [T, M] -> [T, M]."""
+        heads = self.qkv_proj(x).view(len(x), -1, self._dim)
+        qk, v = heads.split((self._q + self._kv, self._kv), 1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((self._q, self._kv), 1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), 1)
+        q, k = rotate(qk, *rotation).split((self._q, self._kv), 1)
+        return self.o_proj(ctx.attend(self._layer, q, k, v, self._spec).reshape(len(x), -1))
+
+
+class GatedMlp(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, *, act: str, bias: bool = False) -> None:
+        super().__init__()
+        size, self._inner = config.hidden_size, config.hf["intermediate_size"]
+        self._act = activation(act)
+        self.gate_up_proj = Linear(size, 2 * self._inner, bias=bias, dtype=dtype)
+        self.down_proj = Linear(self._inner, size, bias=bias, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [T, M] -> [T, M]."""
+        gate, up = self.gate_up_proj(x).split(self._inner, -1)
+        return self.down_proj(self._act(gate).mul_(up))
+
+
+class PreNormLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): Llama and its descendants."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, attention: SelfAttention, mlp: GatedMlp) -> None:
+        super().__init__()
+        eps = config.hf.get("rms_norm_eps", 1e-6)
+        self.self_attn = attention
+        self.mlp = mlp
+        self.input_layernorm = RmsNorm(config.hidden_size, eps, dtype)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, eps, dtype)
+
+    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """x: [T, M] -> [T, M]."""
+        x = x + self.self_attn(self.input_layernorm(x), rotation, ctx)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class SandwichLayer(nn.Module):
+    """Norms before and after attention and mlp: Gemma 2 and 3."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, attention: SelfAttention, mlp: GatedMlp) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.hf.get("rms_norm_eps", 1e-6)
+        self.self_attn = attention
+        self.mlp = mlp
+        self.input_layernorm = GemmaRmsNorm(size, eps, dtype)
+        self.post_attention_layernorm = GemmaRmsNorm(size, eps, dtype)
+        self.pre_feedforward_layernorm = GemmaRmsNorm(size, eps, dtype)
+        self.post_feedforward_layernorm = GemmaRmsNorm(size, eps, dtype)
+
+    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """x: [T, M] -> [T, M]."""
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rotation, ctx))
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class Stack(nn.Module):
+    """Embedding, layers and final norm; named `model` in every checkpoint.
+
+    rotaries: one per kind of layer; kinds[i] says which of them layer i uses.
+    """
+
+    def __init__(
+        self,
+        embed_tokens: Embedding,
+        layers: Sequence[PreNormLayer | SandwichLayer],
+        norm: Norm,
+        rotaries: Sequence[Rotary],
+        kinds: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = embed_tokens
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+        self._rotaries = rotaries
+        self._order = list(zip(layers, kinds, strict=True))
+
+    def forward(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """input_ids: [T] -> [T, M], normalised."""
+        rotations = [rotary.at(ctx.layout.positions) for rotary in self._rotaries]
+        x = self.embed_tokens(input_ids)
+        for layer, kind in self._order:
+            x = layer(x, rotations[kind], ctx)
+        return self.norm(x)
+
+
+class Decoder(CausalModel):
+    """A stack with a head. Without a head of its own (`tied`) the embedding serves as one."""
+
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, stack: Stack, *, tied: bool, softcap: float | None = None
+    ) -> None:
+        super().__init__()
+        self.model = stack
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        self._softcap = softcap
+
+    def forward(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """See `CausalModel.forward`."""
+        return self.model(input_ids, ctx)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `CausalModel.logits`."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return logits(hidden, head.weight, self._softcap)
+
+
+def pre_norm_decoder(config: ModelConfig, dtype: torch.dtype, attentions: Sequence[SelfAttention]) -> Decoder:
+    """The whole of a Llama-like model around its attention layers."""
+    hf = config.hf
+    layers = [
+        PreNormLayer(
+            config,
+            dtype,
+            attention,
+            GatedMlp(config, dtype, act=hf.get("hidden_act", "silu"), bias=bool(hf.get("mlp_bias"))),
+        )
+        for attention in attentions
+    ]
+    stack = Stack(
+        Embedding(config.vocab_size, config.hidden_size, dtype=dtype),
+        layers,
+        RmsNorm(config.hidden_size, hf.get("rms_norm_eps", 1e-6), dtype),
+        [Rotary(rope_parameters(hf), config.head_dim, config.context_length, dtype)],
+        [0] * len(layers),
+    )
+    return Decoder(config, dtype, stack, tied=bool(hf.get("tie_word_embeddings", False)))
