@@ -34,6 +34,10 @@ class GrammarEngine(Channel[GrammarSpec], Protocol):
 
     def matcher(self, spec: GrammarSpec) -> GrammarMatcher: ...
 
+    def fileno(self) -> int:
+        """Readable when `poll` has something."""
+        ...
+
 
 class GrammarMatcher(Protocol):
     """Where one sequence stands in its grammar."""

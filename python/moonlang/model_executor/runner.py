@@ -53,7 +53,7 @@ class ModelRunner:
         spec = models.spec_for(config, args.model_impl)
         model = load_model(config, spec, args.load_format, self.device)
         self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1)
-        self.num_pages, self.pool_reason = sizing.pool_pages(
+        usable_pages, self.pool_reason = sizing.pool_pages(
             self.schema,
             free_before=free_before,
             free_after=sizing.free_bytes(self.device),
@@ -63,6 +63,7 @@ class ModelRunner:
             max_running=self.max_slots,
             context_length=config.context_length,
         )
+        self.num_pages = usable_pages + 1  # page 0 pads page tables and is never handed out
         pool = KvPool(self.schema, self.num_pages, self.device)
         self.region: KvRegion = pool.region()
         backend = registry.find("attention", args.attention_backend or "torch_native").BACKEND()

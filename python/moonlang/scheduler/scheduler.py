@@ -89,10 +89,12 @@ class Scheduler:
             self._waiting.append(request)
         return []
 
-    def abort(self, rid: str, *, every: bool = False, message: str = "Aborted.") -> list[TokenDelta]:
-        """End all requests whose id starts with `rid`, or all, in whatever state they are."""
-        if not every and rid in self._requests:
-            doomed = [self._requests[rid]]
+    def abort(
+        self, rid: str, *, exact: bool = False, every: bool = False, message: str = "Aborted."
+    ) -> list[TokenDelta]:
+        """End the request `rid`, or unless `exact` all whose id starts with it, or all; in whatever state they are."""
+        if exact:
+            doomed = [self._requests[rid]] if rid in self._requests else []
         else:
             doomed = [r for r in self._requests.values() if every or r.rid.startswith(rid)]
         return [self._end(request, Finish("abort", message=message, status=499)) for request in doomed]
@@ -197,9 +199,12 @@ class Scheduler:
         cached = admitted = 0
         if not self._waiting or budget <= 0 or not (self._slots or self.config.may_preempt):
             return cached
+        retractions = self._totals.retractions
         for request in policy.order(self._waiting, self._memory.cache, self.config):
             if budget <= 0 or admitted == self.config.prefill_max_requests:
                 break
+            if self._totals.retractions != retractions:
+                break  # somebody was preempted for the last one and may come before this one
             if self.config.chunk_tokens is None and rows and len(request.tokens) > budget:
                 break  # a prompt that is never cut goes in whole, or alone
             prefix = self._memory.cache.match(request.tokens, request.extra_key, policy.reusable(request))
@@ -393,7 +398,9 @@ class Scheduler:
         if request.logprob is not None and outcome.prompt:
             # What has been delivered is not wanted again when the request is retracted.
             start = request.logprob.start + len(outcome.prompt)
-            request.logprob = msgspec.structs.replace(request.logprob, start=start if start < request.prompt_len else -1)
+            request.logprob = msgspec.structs.replace(
+                request.logprob, start=start if start < request.prompt_len else -1
+            )
         request.tokens += outcome.tokens
         self._totals.output_tokens += len(outcome.tokens)
         finish = self._finished(request, outcome)

@@ -1,0 +1,247 @@
+"""The scheduler role: mailbox and executor on one side, the pure Scheduler on the other.
+
+One step drains what has arrived, commits results, plans as far as the depth allows, and only then sends the tokens: the
+executor works on the next plan while they are on their way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from moonlang.base import log, registry
+from moonlang.base.clock import NS_PER_S
+from moonlang.base.errors import PeerError
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.server_args import ServerArgs
+from moonlang.core.messages import Abort, Control, Generate, Message, Reply, StopHit, TokenBatch, TokenDelta
+from moonlang.core.plan import StepPlan
+from moonlang.core.ports import Endpoint, Executor, GrammarEngine
+from moonlang.core.sampling import GrammarSpec
+from moonlang.core.ticket import Outcome, Ticket
+from moonlang.model_executor.executor import ThreadExecutor
+from moonlang.model_executor.runner import ModelRunner
+from moonlang.roles import topology
+from moonlang.roles.role import NEVER_NS
+from moonlang.roles.step_log import StepLog
+from moonlang.scheduler.scheduler import Scheduler
+from moonlang.scheduler.settings import SchedulerConfig
+
+_log = log.get(__name__)
+
+_IDLE_CHECK_NS = NS_PER_S  # after so long without work the ledgers are checked once
+_UNCUT = -1  # --chunked-prefill-size: prompts are never cut
+
+
+@dataclass(frozen=True, slots=True)
+class _Flush:
+    """A flush_cache call that waits for the server to be idle."""
+
+    control_id: int
+    deadline_ns: int
+
+
+class SchedulerRole:
+    """Owns the model of one replica. See `roles.role.Role` for the contract."""
+
+    def __init__(self, args: ServerArgs, model: ModelConfig, endpoint: Endpoint) -> None:
+        backend = registry.find("constrained", args.grammar_backend or "none").BACKEND
+        self._grammars: GrammarEngine = backend(
+            args.tokenizer_path or model.path, model.vocab_size, model.eos_token_ids
+        )
+        self._tickets: dict[Ticket, GrammarSpec] = {}
+        self._runner = ModelRunner(model, args, self._grammars)
+        self._runner.warm_up()
+        self._scheduler = Scheduler(scheduler_config(args, model, self._runner))
+        self._executor: Executor = ThreadExecutor(self._runner, self._scheduler.config.depth)
+        self._endpoint = endpoint
+        self._steps = StepLog(args.decode_log_interval)
+        self._flushes: list[_Flush] = []
+        self._hang_ns = int(args.watchdog_timeout * NS_PER_S) if args.watchdog_timeout > 0 else NEVER_NS
+        self._in_flight = 0
+        self._last_result_ns = 0
+        self._check_ns = NEVER_NS
+        self.wait_fds = (self._executor.fileno(), self._grammars.fileno())
+        self._announce(model)
+
+    def ready_body(self) -> dict[str, Any]:
+        """Sizes in tokens, and where the pool's size comes from."""
+        config, stats = self._scheduler.config, self._scheduler.stats()
+        longest = min(config.context_length, stats.max_total_tokens)
+        return {
+            "max_total_num_tokens": stats.max_total_tokens,
+            "max_req_input_len": longest - 1,
+            "context_length": config.context_length,
+            "max_running_requests": config.max_running,
+            "page_size": config.page_size,
+            "kv_page_bytes": self._runner.schema.page_bytes,
+            "kv_pool_reason": self._runner.pool_reason,
+            "kv_digest": self._runner.schema.digest(),
+        }
+
+    def step(self, now_ns: int) -> int:
+        """Everything that can be done now; returns when to be called again although nothing happens."""
+        deltas: list[TokenDelta] = []
+        for envelope in self._endpoint.recv():
+            deltas += self._handle(envelope.body, now_ns)
+        deltas += self._compiled()
+        for result in self._executor.poll():
+            self._in_flight -= 1
+            self._last_result_ns = now_ns
+            deltas += self._scheduler.commit(result, now_ns)
+        deltas += self._scheduler.expire(now_ns)
+        self._submit(now_ns)
+        if deltas:
+            self._endpoint.send(topology.DETOKENIZER, TokenBatch(tuple(deltas)))
+        return self._wake_ns(now_ns)
+
+    def close(self) -> None:
+        self._executor.close()
+        self._grammars.close()
+
+    # ---- inside
+
+    def _announce(self, model: ModelConfig) -> None:
+        config, stats, schema = self._scheduler.config, self._scheduler.stats(), self._runner.schema
+        half_gb = schema.token_bytes * stats.max_total_tokens / 2 / 1e9
+        _log.info(
+            "KV Cache is allocated. dtype: torch.%s, #tokens: %d, K size: %.2f GB, V size: %.2f GB",
+            schema.dtype,
+            stats.max_total_tokens,
+            half_gb,
+            half_gb,
+        )
+        _log.info(
+            "max_total_num_tokens=%d, chunked_prefill_size=%s, max_prefill_tokens=%d, max_running_requests=%d, "
+            "context_len=%d",
+            stats.max_total_tokens,
+            config.chunk_tokens if config.chunk_tokens is not None else _UNCUT,
+            config.max_prefill_tokens,
+            config.max_running,
+            model.context_length,
+        )
+
+    def _handle(self, body: Message, now_ns: int) -> list[TokenDelta]:
+        match body:
+            case Generate():
+                deltas = self._scheduler.add(body, now_ns)
+                for spec in self._scheduler.grammars_wanted():
+                    self._tickets[self._grammars.submit(spec)] = spec
+                return deltas
+            case Abort():
+                return self._scheduler.abort(body.rid, exact=body.exact, every=body.abort_all, message=body.message)
+            case StopHit():
+                self._scheduler.stop(body.rid)
+            case Control():
+                self._control(body, now_ns)
+            case _:
+                raise PeerError(f"The scheduler got a {type(body).__name__}, which is not for it.")
+        return []
+
+    def _control(self, call: Control, now_ns: int) -> None:
+        match call.verb:
+            case "ping":
+                self._reply(call.id)
+            case "flush_cache":
+                wait_ns = int(float(call.args.get("timeout_s") or 0) * NS_PER_S)
+                self._flushes.append(_Flush(call.id, now_ns + wait_ns))
+            case "loads" | "state":
+                self._reply(call.id, body=self._load(now_ns))
+
+    def _reply(
+        self, control_id: int, *, ok: bool = True, message: str = "", body: dict[str, Any] | None = None
+    ) -> None:
+        self._endpoint.send(topology.API, Reply(control_id, ok, message, body or {}))
+
+    def _load(self, now_ns: int) -> dict[str, Any]:
+        stats = self._scheduler.stats()
+        derived = {
+            "token_usage": stats.token_usage,
+            "cache_hit_rate": stats.cache_hit_rate,
+            "gen_throughput": self._steps.throughput(now_ns),
+        }
+        return msgspec.to_builtins(stats) | derived
+
+    def _compiled(self) -> list[TokenDelta]:
+        deltas: list[TokenDelta] = []
+        if self._tickets:
+            for done in self._grammars.poll():
+                spec = self._tickets.pop(done.ticket)
+                error = "" if done.outcome is Outcome.OK else done.error or "The grammar could not be compiled."
+                deltas += self._scheduler.grammar_ready(spec, error)
+        return deltas
+
+    def _submit(self, now_ns: int) -> None:
+        while (plan := self._scheduler.plan(now_ns)) is not None:
+            if not self._in_flight:
+                self._last_result_ns = now_ns
+            self._in_flight += 1
+            self._executor.submit(plan)
+            self._record(plan, now_ns)
+        if self._in_flight and now_ns - self._last_result_ns > self._hang_ns:
+            seconds = (now_ns - self._last_result_ns) // NS_PER_S
+            raise PeerError(f"The model has not finished a step for {seconds} s.", hint="See --watchdog-timeout.")
+
+    def _record(self, plan: StepPlan, now_ns: int) -> None:
+        self._check_ns = now_ns + _IDLE_CHECK_NS
+        report = self._scheduler.report
+        if report.new_tokens:
+            self._steps.prefill(report, self._scheduler.stats(), now_ns)
+        if report.decode_rows and self._steps.decode(report.decode_rows, now_ns):
+            self._steps.decode_line(self._scheduler.stats(), now_ns)
+
+    def _wake_ns(self, now_ns: int) -> int:
+        """The nearest of: a deadline, a flush that gives up, the check after work, a look at a plan that takes long."""
+        if self._flushes:
+            self._flush(now_ns)
+        if now_ns >= self._check_ns and self._scheduler.idle:
+            self._scheduler.check()
+            self._check_ns = NEVER_NS
+        wakes = [self._check_ns if self._scheduler.idle else NEVER_NS]
+        wakes += [flush.deadline_ns for flush in self._flushes]
+        if self._in_flight and self._hang_ns != NEVER_NS:
+            wakes.append(self._last_result_ns + self._hang_ns + 1)
+        deadline_ns = self._scheduler.next_wake_ns()
+        if deadline_ns is not None:
+            wakes.append(deadline_ns)
+        return min(wakes)
+
+    def _flush(self, now_ns: int) -> None:
+        done = self._scheduler.flush_cache()
+        keep: list[_Flush] = []
+        for flush in self._flushes:
+            if done:
+                self._reply(flush.control_id, message="Cache flushed.")
+            elif now_ns >= flush.deadline_ns:
+                self._reply(flush.control_id, ok=False, message="The cache is in use: requests are running or waiting.")
+            else:
+                keep.append(flush)
+        self._flushes = keep
+
+
+def scheduler_config(args: ServerArgs, model: ModelConfig, runner: ModelRunner) -> SchedulerConfig:
+    """The scheduler's bounds from resolved arguments and the pool that fitted."""
+    chunk = args.chunked_prefill_size
+    return SchedulerConfig(
+        num_pages=runner.num_pages,
+        page_size=runner.schema.page_size,
+        context_length=model.context_length,
+        max_running=runner.max_slots,
+        max_queued=args.max_queued_requests,
+        chunk_tokens=None if chunk is None or chunk == _UNCUT else chunk,
+        max_prefill_tokens=args.max_prefill_tokens,
+        prefill_max_requests=args.prefill_max_requests,
+        policy=args.schedule_policy,
+        eviction=args.radix_eviction_policy,
+        radix=not args.disable_radix_cache,
+        depth=1 if args.disable_overlap_schedule else 2,
+        eos_token_ids=model.eos_token_ids,
+        conservativeness=args.schedule_conservativeness,
+        priority=args.enable_priority_scheduling or args.schedule_policy == "priority",
+        priority_low_first=args.schedule_low_priority_values_first,
+        preempt=not args.disable_priority_preemption,
+        preempt_gap=args.priority_scheduling_preemption_threshold,
+        seed=args.random_seed or 0,
+    )
