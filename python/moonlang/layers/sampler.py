@@ -1,7 +1,6 @@
 """Drawing tokens: a sample is a function of (logits, parameters, seed, position) and of nothing else.
 
-Everything here works row by row in the mathematical sense: numpy reductions run along the last, contiguous axis only, so
-the value of a row does not depend on how many rows there are. The uniform number of a sample is a hash of the request's
+Numpy reductions run along the last, contiguous axis only, so the value of a row does not depend on the other rows. The uniform number of a sample is a hash of the request's
 seed and the position of the token in its sequence, so a request repeats exactly whatever else runs in the batch.
 
 The order of filters is SGLang's: softmax, top_k, top_p, min_p. All three look at the unfiltered distribution ("joint"
@@ -72,8 +71,8 @@ def _weights(logits: Floats, peaks: Floats, temperature: Floats) -> Floats:
     rows, vocab = logits.shape
     weights = np.zeros((rows, -(-vocab // _BLOCK) * _BLOCK), np.float32)
     body = weights[:, :vocab]
-    np.subtract(logits, peaks[:, None], out=body)
     with np.errstate(over="ignore"):  # a hopeless token over a tiny temperature is -inf, as it should be
+        np.subtract(logits, peaks[:, None], out=body)
         np.divide(body, temperature[:, None], out=body)
     np.exp(body, out=body)
     return weights
