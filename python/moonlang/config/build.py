@@ -31,7 +31,7 @@ def build(values: Mapping[str, Any]) -> ServerArgs:
 
 
 def assemble(pairs: Iterable[tuple[Row, Any]], problems: Iterable[ConfigError] = ()) -> ServerArgs:
-    """`ServerArgs` from flags and their values; `problems` are those found so far. Flags without effect are warned of."""
+    """`ServerArgs` from flags and their values; `problems`: those found so far. Warns of what has no effect."""
     settings: dict[str, Any] = {}
     found = list(problems)
     ineffective: list[Row] = []

@@ -27,6 +27,9 @@ _OFFLINE = (
 def local_path(args: ServerArgs) -> str:
     """The folder of the checkpoint, fetched if it is a hub name, and checked. ConfigError says what to do."""
     if args.model_path is None:
+        if not EMBEDDED_FOLDER.is_dir():
+            hint = "Make it with `python scripts/train_tiny.py`, or name another model with --model-path."
+            raise ConfigError(f"This copy of MoonLang lacks its embedded model {EMBEDDED_FOLDER}.", hint=hint)
         return str(checked(EMBEDDED_FOLDER, args))
     return str(checked(_folder(args.model_path, args), args))
 
@@ -59,7 +62,7 @@ def _folder(name: str, args: ServerArgs, weights: bool = True) -> Path:
         raise ConfigError(
             f"{name} is a file.", hint="Give the folder that holds config.json and the safetensors files."
         )
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ConfigError(
             f"There is no folder {name}.", hint="Give an existing folder, or a hub name like Qwen/Qwen3-0.6B."
         )

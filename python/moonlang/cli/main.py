@@ -1,0 +1,45 @@
+"""`moonlang COMMAND ...`: each command is a module that is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from moonlang.base.errors import ConfigError
+from moonlang.version import __version__
+
+# Name -> (module with `main(argv) -> int`, what it does).
+COMMANDS = {
+    "serve": ("moonlang.launch_server", "start a server (the same as python -m moonlang.launch_server)"),
+    "doctor": ("moonlang.cli.doctor", "check this machine and the model, say how to fix what is wrong"),
+    "explain": ("moonlang.cli.explain", "show what the flags of `serve` resolve to, and why"),
+    "flags": ("moonlang.cli.flags", "list all flags of SGLang and what becomes of each here"),
+    "sim": ("moonlang.sim.main", "run the scheduler under virtual time against its checkers"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"moonlang {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"Error: there is no command {words[0]!r}.\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        run: Callable[[Sequence[str]], int] = import_module(COMMANDS[words[0]][0]).main
+        return run(words[1:])
+    except ConfigError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def usage() -> str:
+    lines = ["usage: moonlang COMMAND ...", "", "commands:"]
+    lines += [f"  {name:<9}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join([*lines, "", "`moonlang COMMAND --help` says more."])

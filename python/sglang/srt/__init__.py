@@ -1,0 +1,1 @@
+"""SGLang's runtime: the modules that other programs import by name."""
