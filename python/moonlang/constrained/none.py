@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 from moonlang.base.errors import BugError
 from moonlang.core.ports import GrammarMatcher
@@ -26,14 +28,18 @@ class NoGrammars:
     ) -> None:
         self._tickets = 0
         self._done: list[Completion] = []
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def submit(self, op: GrammarSpec) -> Ticket:
         ticket = Ticket(self._tickets, "grammar")
         self._tickets += 1
         self._done.append(Completion(ticket, Outcome.FAILED, error=_REFUSAL))
+        os.eventfd_write(self._event, 1)
         return ticket
 
     def poll(self) -> Sequence[Completion]:
+        with suppress(BlockingIOError):  # nothing was announced
+            os.eventfd_read(self._event)
         done, self._done = self._done, []
         return done
 
@@ -41,7 +47,10 @@ class NoGrammars:
         """Nothing to stop: the completion is on its way already."""
 
     def close(self) -> None:
-        self._done.clear()
+        os.close(self._event)
+
+    def fileno(self) -> int:
+        return self._event
 
     def matcher(self, spec: GrammarSpec) -> GrammarMatcher:
         raise BugError(f"A {spec.kind} grammar reached the executor although none was ever compiled.")

@@ -1,7 +1,8 @@
 """Drawing tokens: a sample is a function of (logits, parameters, seed, position) and of nothing else.
 
-Numpy reductions run along the last, contiguous axis only, so the value of a row does not depend on the other rows. The uniform number of a sample is a hash of the request's
-seed and the position of the token in its sequence, so a request repeats exactly whatever else runs in the batch.
+Numpy reductions run along the last, contiguous axis only, so the value of a row does not depend on the other rows. The
+uniform number of a sample is a hash of the request's seed and the position of the token in its sequence, so a request
+repeats exactly whatever else runs in the batch.
 
 The order of filters is SGLang's: softmax, top_k, top_p, min_p. All three look at the unfiltered distribution ("joint"
 filtering): a token stays when its rank is below top_k, the mass of the tokens ranked before it is below top_p, and its

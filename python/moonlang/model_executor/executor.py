@@ -100,5 +100,5 @@ class ThreadExecutor:
         try:
             while (plan := self._plans.get()) is not None:
                 self._done.put(self._runner.run(plan))
-        except BaseException as error:  # handed over to the polling thread, which raises it
+        except BaseException as error:  # noqa: BLE001 - handed over to the polling thread, which raises it
             self._done.put(error)

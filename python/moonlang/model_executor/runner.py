@@ -16,7 +16,7 @@ from moonlang.model_executor import sizing
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
 from moonlang.model_executor.slots import SlotTable
-from moonlang.model_loader import load_model
+from moonlang.model_loader import fingerprint, load_model
 from moonlang.models import registry as models
 
 _log = log.get(__name__)
@@ -52,7 +52,8 @@ class ModelRunner:
         free_before = sizing.free_bytes(self.device)
         spec = models.spec_for(config, args.model_impl)
         model = load_model(config, spec, args.load_format, self.device)
-        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1)
+        weights = fingerprint(config, args.load_format)
+        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights)
         usable_pages, self.pool_reason = sizing.pool_pages(
             self.schema,
             free_before=free_before,
@@ -88,7 +89,7 @@ class ModelRunner:
         return self._runner.run(plan)
 
     def warm_up(self) -> None:
-        """Run one prefill and one decode over page 0, so that the first request meets warm kernels. Before serving only."""
+        """Run one prefill and one decode over page 0, so that the first request meets warm kernels."""
         start = SlotStart(0, -1, 1, (0,), SamplingParams(temperature=0.0))
         self.run(StepPlan(-2, 0, (start,), (Row(0, -1, 0, 1, (0,), True, 0, (0,)),)))
         if self.schema.page_size > 1:

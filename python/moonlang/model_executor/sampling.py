@@ -69,7 +69,7 @@ def _argmax_on_device(table: SlotTable, slots: Ints, logits: torch.Tensor) -> Sa
     best, index = logits.max(dim=-1)
     tokens, peaks = index.cpu().numpy(), best.cpu().numpy()
     table.last_token[slots] = tokens
-    return Sampled(tokens.tolist(), errors={row: NOT_FINITE for row in np.flatnonzero(~np.isfinite(peaks)).tolist()})
+    return Sampled(tokens.tolist(), errors=dict.fromkeys(np.flatnonzero(~np.isfinite(peaks)).tolist(), NOT_FINITE))
 
 
 def _mask(table: SlotTable, slots: Ints, values: Floats) -> None:
