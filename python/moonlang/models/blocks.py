@@ -167,20 +167,33 @@ class Decoder(CausalModel):
 def pre_norm_decoder(config: ModelConfig, dtype: torch.dtype, attentions: Sequence[SelfAttention]) -> Decoder:
     """The whole of a Llama-like model around its attention layers."""
     hf = config.hf
-    layers = [
-        PreNormLayer(
-            config,
-            dtype,
-            attention,
-            GatedMlp(config, dtype, act=hf.get("hidden_act", "silu"), bias=bool(hf.get("mlp_bias"))),
-        )
-        for attention in attentions
-    ]
+    act, bias = hf.get("hidden_act", "silu"), bool(hf.get("mlp_bias", False))
     stack = Stack(
         Embedding(config.vocab_size, config.hidden_size, dtype=dtype),
-        layers,
+        [PreNormLayer(config, dtype, part, GatedMlp(config, dtype, act=act, bias=bias)) for part in attentions],
         RmsNorm(config.hidden_size, hf.get("rms_norm_eps", 1e-6), dtype),
         [Rotary(rope_parameters(hf), config.head_dim, config.context_length, dtype)],
-        [0] * len(layers),
+        [0] * len(attentions),
     )
     return Decoder(config, dtype, stack, tied=bool(hf.get("tie_word_embeddings", False)))
+
+
+def sandwich_decoder(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    attentions: Sequence[SelfAttention],
+    rotaries: Sequence[Rotary],
+    kinds: Sequence[int],
+    softcap: float | None,
+) -> Decoder:
+    """The whole of a Gemma 2 or 3 around its attention layers. rotaries, kinds: see `Stack`; softcap: of the logits."""
+    hf = config.hf
+    act = hf.get("hidden_activation") or "gelu_pytorch_tanh"
+    stack = Stack(
+        Embedding(config.vocab_size, config.hidden_size, dtype=dtype, scale=config.hidden_size**0.5),
+        [SandwichLayer(config, dtype, part, GatedMlp(config, dtype, act=act)) for part in attentions],
+        GemmaRmsNorm(config.hidden_size, hf.get("rms_norm_eps", 1e-6), dtype),
+        rotaries,
+        kinds,
+    )
+    return Decoder(config, dtype, stack, tied=bool(hf.get("tie_word_embeddings", True)), softcap=softcap)
