@@ -7,6 +7,7 @@ process PID ends first.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -66,6 +67,7 @@ def python_line(url: str, model: str, api_key: str | None) -> str:
 
 def main() -> None:
     pid = int(sys.argv[1])
+    logging.getLogger("moonlang").addHandler(logging.NullHandler())  # warnings about flags are the server's to print
     try:
         args = parse(sys.argv[2:])
     except ConfigError:

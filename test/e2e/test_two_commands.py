@@ -1,0 +1,163 @@
+"""The front door: what a user does first, with the files and lines that a user has. `scripts/serve` is started from an
+unrelated folder; what it prints is pasted into a shell; then the tutorial is followed, block by block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from time import monotonic
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVE = ROOT / "scripts" / "serve"
+START_S = 10.0  # a second start, from the command to the first answer of /health
+DEADLINE_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def session_members(session: int) -> list[str]:
+    """Command lines of the living processes of a session."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                members.append((stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return members
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[str]
+    port: int
+    lines: Queue[str]
+    ready_s: float
+
+    def next_line(self, start: str) -> str:
+        """The next printed line that begins with `start`."""
+        while not (line := self.lines.get(timeout=DEADLINE_S)).startswith(start):
+            pass
+        return line
+
+
+def start(folder: Path, *flags: str) -> Served:
+    port = free_port()
+    began = monotonic()
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [SERVE, "--port", str(port), *flags],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    lines: Queue[str] = Queue()
+    stdout = process.stdout
+    assert stdout is not None
+    threading.Thread(target=lambda: [lines.put(line.rstrip("\n")) for line in stdout], daemon=True).start()
+    served = Served(process, port, lines, 0.0)
+    served.next_line("MoonLang serves")
+    served.ready_s = monotonic() - began
+    return served
+
+
+def stop(served: Served) -> int:
+    served.process.send_signal(signal.SIGTERM)
+    return served.process.wait(timeout=DEADLINE_S)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = start(tmp_path_factory.mktemp("elsewhere"), "--enable-cache-report")
+    yield served
+    if served.process.poll() is None:
+        stop(served)
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+
+def paste(line: str, folder: Path) -> str:
+    """What a shell prints for a pasted line."""
+    done = run(["bash", "-ec", line], folder)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_second_start_is_fast(served: Served) -> None:
+    assert served.ready_s < START_S
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/health", timeout=DEADLINE_S) as answer:
+        assert answer.status == 200
+
+
+def test_printed_lines_work_as_pasted(served: Served, tmp_path: Path) -> None:
+    curl, python = served.next_line("curl"), served.next_line(f"{ROOT}/.venv/bin/python")
+    assert f":{served.port}/" in curl
+    answer = json.loads(paste(curl, tmp_path))
+    assert answer["usage"]["completion_tokens"] > 0
+    assert answer["choices"][0]["message"]["content"].strip() in paste(python, tmp_path)
+
+
+def tutorial() -> list[tuple[str, str]]:
+    """(language, text) of each block of the tutorial that a reader types while the server of its first block runs."""
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    return [
+        (language, body)
+        for language, body in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        if language in ("bash", "python", "text") and "scripts/" not in body
+    ]
+
+
+def test_tutorial(served: Served, tmp_path: Path) -> None:
+    """Each block runs; a `text` block behind it is what it prints, `...` standing for anything."""
+    printed = ""
+    steps = tutorial()
+    assert len(steps) >= 8
+    for language, body in steps:
+        body = body.replace(":30000", f":{served.port}")
+        if language == "bash":
+            printed = paste(body, tmp_path)
+        elif language == "python":
+            (tmp_path / "step.py").write_text(body)
+            printed = paste(f"{ROOT}/.venv/bin/python step.py", tmp_path)
+        else:
+            pattern = ".*".join(re.escape(part) for part in body.strip().split("..."))
+            assert re.fullmatch(pattern, printed.strip(), re.DOTALL), f"expected:\n{body}\nprinted:\n{printed}"
+
+
+def test_sigterm_ends_everything(tmp_path: Path) -> None:
+    served = start(tmp_path)
+    session = os.getsid(served.process.pid)
+    assert len(session_members(session)) > 1, "the roles run as processes of their own"
+    stop(served)
+    assert session_members(session) == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", served.port)) != 0
+
+
+def test_wrong_flag_is_explained_once(tmp_path: Path) -> None:
+    done = run([str(SERVE), "--no-such-flag"], tmp_path)
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("--no-such-flag") == 1
