@@ -32,6 +32,11 @@ class Leases:
         """Pages that can be had now: free ones and those the tree would give up."""
         return self.pool.free + self.cache.evictable_pages
 
+    @property
+    def coming_pages(self) -> int:
+        """Pages that can be had now or when the plans in flight are done."""
+        return self.available_pages + self.pool.count(Owner.PINNED)
+
     def pages_for(self, tokens: int) -> int:
         """Number of pages that hold `tokens` positions."""
         return -(-tokens // self.page_size)

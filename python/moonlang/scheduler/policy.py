@@ -58,7 +58,7 @@ def _lpm(waiting: Sequence[Request], cache: Cache) -> list[Key]:
 
 
 def _dfs_weight(waiting: Sequence[Request], cache: Cache) -> list[Key]:
-    """Key: position of the request's node in a depth-first walk that enters the subtree with most requests first."""
+    """Key: place of the request's node in a walk that finishes the subtree with most requests first."""
     ends = [cache.match(r.tokens, r.extra_key, reusable(r)).node for r in waiting]
     weight: dict[int, int] = {}
     children: dict[int, dict[int, Node]] = {}
@@ -71,12 +71,14 @@ def _dfs_weight(waiting: Sequence[Request], cache: Cache) -> list[Key]:
             children.setdefault(node.parent.id, {})[node.id] = node
             node = node.parent
         roots[node.id] = node
-    place: dict[int, int] = {}
-    stack = sorted(roots.values(), key=lambda n: (weight[n.id], -n.id))
+    # Children before their parent, heavy before light: the reverse of a walk from the top that takes light ones first.
+    walk: list[int] = []
+    stack = sorted(roots.values(), key=lambda n: (-weight[n.id], n.id))
     while stack:
         node = stack.pop()
-        place[node.id] = len(place)
-        stack.extend(sorted(children.get(node.id, {}).values(), key=lambda n: (weight[n.id], -n.id)))
+        walk.append(node.id)
+        stack.extend(sorted(children.get(node.id, {}).values(), key=lambda n: (-weight[n.id], n.id)))
+    place = {node_id: -at for at, node_id in enumerate(walk)}
     return [(place[end.id],) for end in ends]
 
 

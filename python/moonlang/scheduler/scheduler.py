@@ -23,7 +23,6 @@ from moonlang.core.plan import Row, RowResult, SlotStart, StepPlan, StepResult
 from moonlang.core.request import Finish, Request, State
 from moonlang.core.sampling import GrammarSpec
 from moonlang.mem_cache.leases import Leases
-from moonlang.mem_cache.pool import Owner
 from moonlang.scheduler import policy
 from moonlang.scheduler.estimate import NewTokenRatio
 from moonlang.scheduler.outbox import Outbox
@@ -160,13 +159,15 @@ class Scheduler:
 
     def _reclaim(self) -> None:
         """Retract until every decode row can get the page it needs, now or when the plans in flight are done."""
-        size, pool = self.config.page_size, self._memory.pool
+        if self.config.may_preempt and self._waiting:
+            self._preempt()
+        size = self.config.page_size
         while len(self._running) > 1:
             need = 0
             for request in self._running.values():
                 if _wants_decode(request) and request.scheduled >= len(_lease(request).pages) * size:
                     need += 1
-            if need <= self._memory.available_pages + pool.count(Owner.PINNED):
+            if need <= self._memory.coming_pages:
                 return
             self._retract(self._victim())
 
@@ -197,7 +198,7 @@ class Scheduler:
     def _admissions(self, rows: list[Row], budget: int, now_ns: int) -> int:
         """Admit waiting requests and lay their first rows; returns the cached tokens they found."""
         cached = admitted = 0
-        if not self._waiting or budget <= 0 or not (self._slots or self.config.may_preempt):
+        if not self._waiting or budget <= 0 or not self._slots:
             return cached
         retractions = self._totals.retractions
         for request in policy.order(self._waiting, self._memory.cache, self.config):
@@ -212,7 +213,8 @@ class Scheduler:
             if key is not None and key in self._prefilling:
                 continue  # another request computes these very tokens: take them from the cache a little later
             lease = self._memory.open(prefix)
-            if not self._make_room(request, lease, alone=not (rows or self._running)):
+            alone = not (rows or self._running)  # then it may use everything: `add` has checked that it fits
+            if not alone and not self._has_room(request, lease, self._memory.available_pages):
                 self._memory.close(lease, None)
                 break
             if key is not None:
@@ -260,24 +262,12 @@ class Scheduler:
 
     # ---- admission
 
-    def _make_room(self, request: Request, lease: Lease, *, alone: bool) -> bool:
-        """Whether `request` may start: a slot, and memory for it and for what all the running are expected to ask for.
-
-        Requests of lower priority are retracted for it where that is allowed. Alone it may use everything: `add` has
-        checked that it fits.
-        """
-        if not self._slots and not self._preempt_for(request):
+    def _has_room(self, request: Request, lease: Lease, pages: int) -> bool:
+        """Whether there is a slot for `request`, and `pages` suffice for it and for what the running will ask for."""
+        if not self._slots:
             return False
-        if alone:  # plans of requests that are gone may still hold pages
-            return self._memory.pages_for(len(request.tokens)) - len(lease.pages) <= self._memory.available_pages
-        missing = self._expected_pages(request, lease)
-        while True:
-            reserved = sum(self._expected_pages(other, _lease(other)) for other in self._running.values())
-            if missing + reserved <= self._memory.available_pages:
-                return True
-            soon = self._memory.available_pages + self._memory.pool.count(Owner.PINNED)
-            if missing + reserved <= soon or not self._preempt_for(request):
-                return False
+        reserved = sum(self._expected_pages(other, _lease(other)) for other in self._running.values())
+        return self._expected_pages(request, lease) + reserved <= pages
 
     def _expected_pages(self, request: Request, lease: Lease) -> int:
         """Pages that `request` is expected to ask for beyond its lease."""
@@ -327,18 +317,18 @@ class Scheduler:
         self._waiting.append(request)
         self._ratio.tighten(self._running.values())
 
-    def _preempt_for(self, request: Request) -> bool:
-        """Retract the running request of lowest priority if `request` outranks it by the gap."""
-        if not self.config.may_preempt or not self._running:
-            return False
-        victim = self._victim()
-        gap = request.priority - victim.priority
-        if self.config.priority_low_first:
-            gap = -gap
-        if victim.last_plan == self._next_plan or gap < max(1, self.config.preempt_gap):
-            return False
-        self._retract(victim)
-        return True
+    def _preempt(self) -> None:
+        """Make room for the most urgent waiting request at the cost of running ones that it outranks by the gap."""
+        request = policy.order(self._waiting, self._memory.cache, self.config)[0]
+        prefix = self._memory.cache.match(request.tokens, request.extra_key, policy.reusable(request))
+        lease = self._memory.open(prefix)
+        sign = -1 if self.config.priority_low_first else 1
+        while self._running and not self._has_room(request, lease, self._memory.coming_pages):
+            victim = self._victim()
+            if sign * (request.priority - victim.priority) < self.config.preempt_gap:
+                break
+            self._retract(victim)
+        self._memory.close(lease, None)
 
     def _leave(self, request: Request) -> None:
         """Give back slot and lease. What is computed stays in the tree."""
