@@ -1,0 +1,70 @@
+"""Random-weight checkpoints for benchmarks: real architectures, real tokenizers, no meaning."""
+
+from __future__ import annotations
+
+import glob
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # engine overhead: four small layers
+    "L4": {
+        "vocab_size": 1024,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+    },
+    # engine overhead: next to no model at all
+    "T": {
+        "vocab_size": 16384,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+}
+_CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+
+
+def make(name: str, folder: Path) -> Path:
+    """The checkpoint `name` (a key of SHAPES) in bfloat16 under `folder`; kept from an earlier call if it is there."""
+    path = folder / name
+    if (path / "model.safetensors").exists():
+        return path
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = SHAPES[name]
+    _tokenizer(shape["vocab_size"]).save_pretrained(path)
+    torch.manual_seed(1234)
+    config = LlamaConfig(**shape, bos_token_id=0, eos_token_id=1, dtype="bfloat16")
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    return path
+
+
+def _tokenizer(vocab_size: int) -> Any:
+    """Byte-level BPE trained on Python's own library, which lies on every machine."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train(sorted(glob.glob(f"{sysconfig.get_paths()['stdlib']}/*.py")), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", chat_template=_CHAT
+    )
