@@ -1,0 +1,16 @@
+"""What must hold, one property a file. `fresh()` gives a run its own set of checkers."""
+
+from __future__ import annotations
+
+from moonlang.sim.checkers.bounds import Bounds
+from moonlang.sim.checkers.delivery import Delivery
+from moonlang.sim.checkers.liveness import Liveness
+from moonlang.sim.checkers.order import Order
+from moonlang.sim.checkers.pages import Pages
+from moonlang.sim.checkers.radix import Radix
+from moonlang.sim.world import Checker
+
+
+def fresh() -> list[Checker]:
+    """All checkers, without memory of another run. Replay equality needs two runs: see `replay`."""
+    return [Delivery(), Pages(), Radix(), Bounds(), Order(), Liveness()]

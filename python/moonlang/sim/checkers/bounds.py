@@ -1,0 +1,53 @@
+"""Every queue and every plan stays within its named bound, and plans have the shape that `core.plan` promises."""
+
+from __future__ import annotations
+
+from moonlang.core.plan import StepPlan
+from moonlang.sim import inside
+from moonlang.sim.checkers.watch import Watch
+from moonlang.sim.violation import Violation
+from moonlang.sim.world import World
+
+_NAME = "bounds"
+
+
+class Bounds(Watch):
+    """Slots, plans in flight, rows and tokens of a plan, length of the queue."""
+
+    def on_plan(self, world: World, plan: StepPlan) -> None:
+        config = world.case.config
+        slots = [row.slot for row in plan.rows]
+        if not slots or len(dict.fromkeys(slots)) != len(slots):
+            raise Violation(_NAME, f"plan {plan.plan_id} has no row, or two rows for a slot: {slots}")
+        decode = [not row.tokens for row in plan.rows]
+        if decode != sorted(decode, reverse=True):
+            raise Violation(_NAME, f"plan {plan.plan_id} has a decode row behind a prefill row")
+        tenants = dict.fromkeys((row.slot, row.epoch) for row in plan.rows)
+        if any((start.slot, start.epoch) not in tenants for start in plan.starts):
+            raise Violation(_NAME, f"plan {plan.plan_id} starts a request without a row for it")
+        if len(world.pipeline) > config.depth:
+            raise Violation(_NAME, f"{len(world.pipeline)} plans are in flight")
+        self._check_budget(world, plan, sum(decode))
+        if config.prefill_max_requests is not None and len(plan.starts) > config.prefill_max_requests:
+            raise Violation(_NAME, f"plan {plan.plan_id} admits {len(plan.starts)} requests")
+
+    def _check_budget(self, world: World, plan: StepPlan, decode_rows: int) -> None:
+        """Prompt tokens: the chunk left by decode rows, at least a page; or, uncut, the prefill bound or one prompt."""
+        config = world.case.config
+        lengths = [row.length for row in plan.rows[decode_rows:]]
+        if config.chunk_tokens is not None:
+            most = max(config.chunk_tokens - decode_rows, config.page_size)
+        else:
+            most = max(config.max_prefill_tokens, lengths[0] if len(plan.rows) == 1 and lengths else 0)
+        if sum(lengths) > most:
+            raise Violation(_NAME, f"plan {plan.plan_id} computes {lengths} prompt tokens, at most {most} are allowed")
+
+    def after_step(self, world: World) -> None:
+        config, scheduler = world.case.config, world.scheduler
+        running = inside.running(scheduler)
+        slots = [request.slot for request in running]
+        if len(dict.fromkeys(slots)) != len(slots) or not all(0 <= slot < config.max_running for slot in slots):
+            raise Violation(_NAME, f"slots {slots} are taken, {config.max_running} exist")
+        fresh = sum(r.retractions == 0 for r in inside.waiting(scheduler)) + inside.num_grammar(scheduler)
+        if config.max_queued is not None and fresh > config.max_queued:
+            raise Violation(_NAME, f"{fresh} requests wait, {config.max_queued} may")

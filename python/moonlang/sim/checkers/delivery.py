@@ -1,0 +1,120 @@
+"""Each client gets exactly the tokens of the oracle, once, in order, and exactly one end that is the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moonlang.base.clock import NS_PER_MS
+from moonlang.core.messages import TokenDelta
+from moonlang.core.plan import TokenLogprob
+from moonlang.core.request import Finish
+from moonlang.sim.checkers.watch import Watch
+from moonlang.sim.violation import Violation
+from moonlang.sim.world import Client, World
+
+_NAME = "delivery"
+
+
+class Delivery(Watch):
+    """Compares every delta with the answer that follows from the prompt alone."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, tuple[list[int], Finish]] = {}
+
+    def on_delta(self, world: World, delta: TokenDelta) -> None:
+        client = world.clients.get(delta.rid)
+        if client is None or client.is_done:
+            raise Violation(_NAME, f"{delta} for a client that {'is done' if client else 'does not exist'}")
+        if (delta.head is None) != (client.head is not None):
+            raise Violation(_NAME, f"{delta} is not the first delta with a head, or has a second head")
+        if client.head is None and delta.head is not None:
+            self._check_head(client, delta)
+        answer, finish = self._answer(world, client)
+        so_far = len(client.tokens)
+        if list(delta.tokens) != answer[so_far : so_far + len(delta.tokens)]:
+            raise Violation(_NAME, f"{delta.rid} gets {delta.tokens} after {so_far} tokens of {answer}")
+        if delta.finish is not None:
+            output = client.tokens + list(delta.tokens)
+            self._check_finish(world, client, delta.finish, output, (answer, finish))
+            self._check_logprobs(client, delta)
+
+    def at_end(self, world: World) -> None:
+        for client in world.clients.values():
+            if not client.is_done:
+                raise Violation(_NAME, f"{client.script.rid} never ends")
+
+    def _answer(self, world: World, client: Client) -> tuple[list[int], Finish]:
+        rid = client.script.rid
+        if rid not in self._answers:
+            most = output_limit(world, client)
+            self._answers[rid] = world.case.model.answer(client.prompt, client.script.sampling, most)
+        return self._answers[rid]
+
+    def _check_head(self, client: Client, delta: TokenDelta) -> None:
+        head = delta.head
+        assert head is not None
+        if head.prompt_tokens != len(client.prompt) or not 0 <= head.cached_tokens < max(1, head.prompt_tokens):
+            raise Violation(_NAME, f"{delta} has a wrong head for a prompt of {len(client.prompt)} tokens")
+
+    def _check_finish(
+        self, world: World, client: Client, got: Finish, output: Sequence[int], answer: tuple[list[int], Finish]
+    ) -> None:
+        tokens, finish = answer
+        rid = client.script.rid
+        if got.kind == "abort":
+            if not _may_abort(world, client, got):
+                raise Violation(_NAME, f"{rid} ends with {got} for no reason")
+        elif len(output) != len(tokens) or (got.kind, got.matched) != (finish.kind, finish.matched):
+            raise Violation(
+                _NAME, f"{rid} ends with {got} after {len(output)} tokens, not {finish} after {len(tokens)}"
+            )
+
+    def _check_logprobs(self, client: Client, delta: TokenDelta) -> None:
+        """The executor writes the position of each entry into its value: they must come complete and in order."""
+        spec = client.script.logprob
+        tokens = client.tokens + list(delta.tokens)
+        output = client.output + list(delta.output)
+        prompt = client.prompt_logprobs + list(delta.prompt)
+        size = len(client.prompt)
+        wanted_output = [] if spec is None else _entries(tokens, size)
+        if output != wanted_output:
+            raise Violation(_NAME, f"{delta.rid} has output logprobs {output}, not {wanted_output}")
+        wanted_prompt = [] if spec is None or spec.start < 0 else _entries(client.prompt, 0)[spec.start :]
+        aborted = delta.finish is not None and delta.finish.kind == "abort"
+        if prompt != (wanted_prompt[: len(prompt)] if aborted else wanted_prompt):
+            raise Violation(_NAME, f"{delta.rid} has prompt logprobs {prompt}, not {wanted_prompt}")
+
+
+def _entries(tokens: Sequence[int], first: int) -> list[TokenLogprob]:
+    return [TokenLogprob(token, -float(p) if p else None) for p, token in enumerate(tokens, first)]
+
+
+def longest_sequence(world: World) -> int:
+    """Tokens that a sequence may have at most: the context, or all pages but the one that is never used."""
+    config = world.case.config
+    return min(config.context_length, (config.num_pages - 1) * config.page_size)
+
+
+def output_limit(world: World, client: Client) -> int:
+    """Output tokens that the request may have at most."""
+    room = max(0, longest_sequence(world) - len(client.prompt))
+    most = client.script.sampling.max_new_tokens
+    return room if most is None else min(most, room)
+
+
+def _may_abort(world: World, client: Client, finish: Finish) -> bool:
+    """Whether this client has given cause for an end with this status."""
+    script, now_ns = client.script, world.now_ns
+    if finish.status == 499:
+        return client.hung_up_ns is not None
+    if finish.status == 504:
+        return script.timeout_ms > 0 and now_ns >= client.sent_ns + script.timeout_ms * NS_PER_MS
+    if finish.status == 500:
+        return script.poison_at is not None
+    if finish.status == 503:
+        return world.case.config.max_queued is not None
+    if finish.status == 400:
+        grammar = script.sampling.grammar
+        too_long = len(client.prompt) >= longest_sequence(world)
+        return too_long or not client.prompt or (grammar is not None and grammar.kind == "ebnf")
+    return False

@@ -1,0 +1,120 @@
+"""`moonlang sim`: run seeds, repeat one, count the planted mutants that are caught, play a trace."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from moonlang.base import clock
+from moonlang.sim import mutants, traces
+from moonlang.sim.run import Outcome, combined_digest, run, run_seeds, shrink
+from moonlang.sim.workload import draw
+
+_SHOWN_FAILURES = 3
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0 when everything held, 1 when something did not."""
+    args = _parser().parse_args(argv)
+    if args.mutants:
+        return _mutants(args.seeds)
+    if args.trace_file is not None:
+        return _play(args)
+    if args.seed is not None:
+        return _one(args.seed, args.keep, args.trace)
+    return _many(range(args.start, args.start + args.seeds), args.jobs)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="moonlang sim", description="Run the scheduler under virtual time.")
+    parser.add_argument("--seeds", type=int, default=500, metavar="N", help="number of cases (default 500)")
+    parser.add_argument("--start", type=int, default=0, metavar="K", help="first seed (default 0)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--seed", type=int, metavar="SEED", help="run this one case")
+    parser.add_argument("--keep", type=_numbers, metavar="I,J,...", help="with --seed: only these of its requests")
+    parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
+    parser.add_argument("--mutants", action="store_true", help="plant each mutant and say which checker catches it")
+    parser.add_argument("--trace-file", metavar="F", help="play a request trace in Mooncake's JSONL format")
+    parser.add_argument("--limit", type=int, metavar="N", help="with --trace-file: only the first N requests")
+    parser.add_argument(
+        "--pages", type=int, default=20_000, help="with --trace-file: pages of the pool (default 20000)"
+    )
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _many(seeds: range, jobs: int) -> int:
+    begin_ns = clock.monotonic_ns()
+    outcomes = list(run_seeds(seeds, jobs))
+    wall_s = (clock.monotonic_ns() - begin_ns) / clock.NS_PER_S
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    steps = sum(outcome.steps for outcome in outcomes)
+    virtual_s = sum(outcome.virtual_ns for outcome in outcomes) / clock.NS_PER_S
+    digest = combined_digest(outcome.digest for outcome in outcomes)
+    _say(
+        f"{len(outcomes)} seeds from {seeds.start}, {len(failed)} failed, {steps} steps, {virtual_s:.1f} s of virtual "
+        f"time, digest {digest}, {wall_s:.1f} s"
+    )
+    for outcome in failed[:_SHOWN_FAILURES]:
+        _explain(outcome)
+    if len(failed) > _SHOWN_FAILURES:
+        _say(f"more failing seeds: {', '.join(str(outcome.seed) for outcome in failed[_SHOWN_FAILURES:])}")
+    return 1 if failed else 0
+
+
+def _one(seed: int, keep: list[int] | None, trace: bool) -> int:
+    case = draw(seed) if keep is None else draw(seed).keep(keep)
+    _say(str(case.config))
+    outcome = run(case, again=True, trace=_say if trace else None)
+    if outcome.failure is None:
+        _say(f"seed {seed} holds: {outcome.steps} steps, digest {outcome.digest}")
+        return 0
+    if keep is None:
+        _explain(outcome)
+    else:
+        _say(f"seed {seed} fails {outcome.failure[0]}: {outcome.failure[1]}")
+    return 1
+
+
+def _explain(outcome: Outcome) -> None:
+    """Say what failed, shrink the case and give the command that repeats it."""
+    assert outcome.failure is not None
+    checker, message = outcome.failure
+    case = draw(outcome.seed)
+    small = shrink(case, checker)
+    indexes = ",".join(str(script.index) for script in small.scripts)
+    _say(f"seed {outcome.seed} fails {checker}: {message}")
+    _say(f"  {len(small.scripts)} of its {len(case.scripts)} requests are enough; repeat it with")
+    _say(f"  moonlang sim --seed {outcome.seed} --keep {indexes} --trace")
+
+
+def _mutants(most_seeds: int) -> int:
+    caught = 0
+    for mutant in mutants.MUTANTS:
+        verdict = mutants.hunt(mutant, most_seeds)
+        caught += verdict.caught
+        _say(f"{verdict.describe():<44} {mutant.name}: {mutant.what}")
+    missed = [m for m in mutants.MUTANTS if not m.equivalent]
+    _say(f"{caught} of {len(mutants.MUTANTS)} mutants caught, {len(mutants.MUTANTS) - len(missed)} change no answer")
+    return 0 if caught >= len(missed) else 1
+
+
+def _play(args: argparse.Namespace) -> int:
+    requests = traces.load(args.trace_file, args.limit)
+    outcome, report = traces.play(requests, num_pages=args.pages)
+    _say(report)
+    if outcome.failure is not None:
+        _say(f"the trace fails {outcome.failure[0]}: {outcome.failure[1]}")
+    return 1 if outcome.failure is not None else 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,363 @@
+"""Bugs planted on purpose, to see whether the simulator finds them.
+
+A mutant is a replacement in the text of one module of the brain. `hunt` loads a second copy of the brain with that text
+and runs seeds until a checker speaks up. Some of them are bugs that the simulator has found in earnest, planted again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+
+from moonlang.base.errors import BugError
+from moonlang.scheduler.scheduler import Scheduler
+from moonlang.sim.run import run
+from moonlang.sim.workload import draw
+
+# In the order of their imports.
+_BRAIN = (
+    "moonlang.mem_cache.eviction",
+    "moonlang.mem_cache.pool",
+    "moonlang.mem_cache.radix",
+    "moonlang.mem_cache.none",
+    "moonlang.mem_cache.leases",
+    "moonlang.scheduler.settings",
+    "moonlang.scheduler.estimate",
+    "moonlang.scheduler.policy",
+    "moonlang.scheduler.outbox",
+    "moonlang.scheduler.scheduler",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """`old` must occur exactly once in `module` and is replaced by `new`. equivalent: no answer can become wrong."""
+
+    name: str
+    what: str
+    module: str
+    old: str
+    new: str
+    equivalent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How a hunt ended: after how many seeds, and with which violation, if any."""
+
+    seeds: int
+    violation: tuple[str, str] | None
+
+    @property
+    def caught(self) -> bool:
+        return self.violation is not None
+
+    def describe(self) -> str:
+        if self.violation is None:
+            return f"survives {self.seeds} seeds"
+        return f"caught by {self.violation[0]} after {self.seeds} seed{'s' if self.seeds > 1 else ''}"
+
+
+def hunt(mutant: Mutant, most_seeds: int) -> Verdict:
+    """Run up to `most_seeds` cases against the mutant, until one fails."""
+    make_scheduler = load(mutant)
+    for seed in range(most_seeds):
+        outcome = run(draw(seed), make_scheduler=make_scheduler)
+        if outcome.failure is not None:
+            return Verdict(seeds=seed + 1, violation=outcome.failure)
+    return Verdict(seeds=most_seeds, violation=None)
+
+
+def load(mutant: Mutant) -> type[Scheduler]:
+    """The Scheduler class of a fresh copy of the brain that has this mutant in it."""
+    with _shadowed_brain():
+        for name in _BRAIN:
+            _execute(name, mutant if f"moonlang.{mutant.module}" == name else None)
+        return sys.modules["moonlang.scheduler.scheduler"].Scheduler
+
+
+@contextmanager
+def _shadowed_brain() -> Iterator[None]:
+    """The brain's modules step aside while a copy is loaded; parent packages must keep naming the originals."""
+    originals = {name: sys.modules[name] for name in _BRAIN}
+    try:
+        yield
+    finally:
+        for name, module in originals.items():
+            _bind(name, module)
+
+
+def _execute(name: str, mutant: Mutant | None) -> None:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise BugError(f"There is no module {name}.")
+    with open(spec.origin, encoding="utf-8") as file:
+        text = file.read()
+    if mutant is not None:
+        count = text.count(mutant.old)
+        if count != 1:
+            raise BugError(
+                f"Mutant {mutant.name!r} does not apply to {mutant.module}: its text occurs {count} times.",
+                hint="Bring sim/mutants.py up to date with the brain.",
+            )
+        text = text.replace(mutant.old, mutant.new)
+    module = importlib.util.module_from_spec(spec)
+    _bind(name, module)
+    exec(compile(text, f"{spec.origin}*", "exec"), module.__dict__)
+
+
+def _bind(name: str, module: ModuleType) -> None:
+    package, _, short = name.rpartition(".")
+    sys.modules[name] = module
+    setattr(sys.modules[package], short, module)
+
+
+_SCHEDULER = "scheduler.scheduler"
+_RADIX = "mem_cache.radix"
+_LEASES = "mem_cache.leases"
+_POOL = "mem_cache.pool"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # ---- pages
+    Mutant(
+        name="page leak",
+        what="a closed lease forgets one of its pages",
+        module=_LEASES,
+        old="self._give_back(lease.pages[lease.shared :], plan)",
+        new="self._give_back(lease.pages[lease.shared + 1 :], plan)",
+    ),
+    Mutant(
+        name="twice computed",
+        what="pages that another request was faster to share are not given back",
+        module=_LEASES,
+        old="        self._give_back([lease.pages[i] for i in changed], plan)\n",
+        new="",
+    ),
+    Mutant(
+        name="stale table",
+        what="the executor is not told that a page was replaced by the tree's",
+        module=_SCHEDULER,
+        old="request.sent_pages = min(request.sent_pages, changed)",
+        new="pass",
+    ),
+    Mutant(
+        name="free in flight",
+        what="pages are freed while a plan in flight writes to them",
+        module=_SCHEDULER,
+        old="return request.last_plan if in_flight else None",
+        new="return None",
+    ),
+    Mutant(
+        name="unpinned early",
+        what="pinned pages are freed one plan too early",
+        module=_POOL,
+        old="self._pinned[0][0] <= plan_id:",
+        new="self._pinned[0][0] <= plan_id + 1:",
+    ),
+    Mutant(
+        name="page zero",
+        what="the padding page is handed out",
+        module=_POOL,
+        old="range(num_pages - 1, 0, -1)",
+        new="range(num_pages - 1, -1, -1)",
+    ),
+    Mutant(
+        name="alone on credit",
+        what="a lone request starts although pages of ended requests are still pinned (found by seed 120)",
+        module=_SCHEDULER,
+        old="return self._memory.pages_for(len(request.tokens)) - len(lease.pages) <= self._memory.available_pages",
+        new="return True",
+    ),
+    # ---- tree
+    Mutant(
+        name="locked eviction",
+        what="a leaf is evicted although a request has locked it",
+        module=_RADIX,
+        old="return node.locks == 0 and not node.children and node.parent is not None",
+        new="return not node.children and node.parent is not None",
+    ),
+    Mutant(
+        name="page too much",
+        what="a page is cached whose last token has no KV yet",
+        module=_LEASES,
+        old="count = computed // self.page_size",
+        new="count = min(computed + 1, len(tokens)) // self.page_size",
+    ),
+    Mutant(
+        name="match too long",
+        what="a prefix match counts one token more than is equal",
+        module=_RADIX,
+        old="high = low + step - 1",
+        new="high = low + step",
+    ),
+    Mutant(
+        name="whole prompt cached",
+        what="all tokens may come from the cache, so that no logits are computed",
+        module="scheduler.policy",
+        old="limit = len(request.tokens) - 1",
+        new="limit = len(request.tokens)",
+    ),
+    Mutant(
+        name="one salt",
+        what="requests of different extra keys share pages",
+        module=_LEASES,
+        old="done = self.cache.insert(tokens[: count * self.page_size], lease.pages[:count], extra_key)",
+        new='done = self.cache.insert(tokens[: count * self.page_size], lease.pages[:count], "")',
+    ),
+    Mutant(
+        name="lock leak",
+        what="a lease that moves down the tree keeps the lock on its old prefix",
+        module=_LEASES,
+        old="        self.cache.unlock(lease.prefix)\n        lease.prefix, lease.shared",
+        new="        lease.prefix, lease.shared",
+    ),
+    Mutant(
+        name="unlocked head",
+        what="the upper half of a split node loses its locks",
+        module=_RADIX,
+        old="head.locks, head.hits, head.used = node.locks, node.hits, node.used",
+        new="head.locks, head.hits, head.used = 0, node.hits, node.used",
+    ),
+    Mutant(
+        name="newest first",
+        what="eviction takes the most recently used leaf",
+        module="mem_cache.eviction",
+        old="return (node.used,)",
+        new="return (-node.used,)",
+        equivalent=True,
+    ),
+    # ---- slots, epochs, rows
+    Mutant(
+        name="slot leak",
+        what="a request that leaves without output keeps its slot",
+        module=_SCHEDULER,
+        old="        self._slots.append(request.slot)\n",
+        new="        if request.output_len:\n            self._slots.append(request.slot)\n",
+    ),
+    Mutant(
+        name="same epoch",
+        what="a slot's next tenant has the epoch of the one before",
+        module=_SCHEDULER,
+        old="self._next_epoch += 1",
+        new="self._next_epoch += 0",
+    ),
+    Mutant(
+        name="late row",
+        what="the result of a row is given to whoever has the slot now",
+        module=_SCHEDULER,
+        old="if request is not None and request.epoch == row.epoch:",
+        new="if request is not None:",
+    ),
+    Mutant(
+        name="sample counted twice",
+        what="a sample in flight counts as two",
+        module=_SCHEDULER,
+        old="request.pending += sample",
+        new="request.pending += 2 * sample",
+    ),
+    Mutant(
+        name="over budget",
+        what="a prompt is laid into the plan beyond the chunk size",
+        module=_SCHEDULER,
+        old="end = total if self.config.chunk_tokens is None else min(total, start + budget)",
+        new="end = total if self.config.chunk_tokens is None else min(total, start + budget + 1)",
+    ),
+    # ---- retraction
+    Mutant(
+        name="output lost",
+        what="a retracted request forgets its output",
+        module=_SCHEDULER,
+        old="        request.retractions += 1\n",
+        new="        request.retractions += 1\n        del request.tokens[request.prompt_len :]\n",
+    ),
+    Mutant(
+        name="lost at retraction",
+        what="a retracted request is not queued again",
+        module=_SCHEDULER,
+        old="        self._waiting.append(request)\n        self._ratio.tighten(self._running.values())",
+        new="        self._ratio.tighten(self._running.values())",
+    ),
+    Mutant(
+        name="logprobs twice",
+        what="a retracted request gets its prompt logprobs again (found by seed 65)",
+        module=_SCHEDULER,
+        old="start = request.logprob.start + len(outcome.prompt)",
+        new="start = request.logprob.start",
+    ),
+    # ---- what clients see
+    Mutant(
+        name="double delivery",
+        what="every delta repeats the tokens before it",
+        module="scheduler.outbox",
+        old="if outcome is not None and self.merged:",
+        new="if outcome is not None and (setattr(self, 'merged', False), True)[1]:",
+    ),
+    Mutant(
+        name="second head",
+        what="the head of a stream comes with every delta",
+        module="scheduler.outbox",
+        old="head = None if self.told else self._head(request)",
+        new="head = self._head(request)",
+    ),
+    Mutant(
+        name="one token more",
+        what="max_new_tokens is exceeded by one",
+        module=_SCHEDULER,
+        old="min(limit, length + wanted)",
+        new="min(limit, length + wanted + 1)",
+    ),
+    Mutant(
+        name="eos not ignored",
+        what="ignore_eos is ignored",
+        module=_SCHEDULER,
+        old="not sampling.ignore_eos and token in",
+        new="token in",
+    ),
+    # ---- queue and clock
+    Mutant(
+        name="lost wake-up",
+        what="requests whose grammar is ready are not queued",
+        module=_SCHEDULER,
+        old="            request.state = State.WAITING\n            self._waiting.append(request)\n",
+        new="            request.state = State.WAITING\n",
+    ),
+    Mutant(
+        name="late deadline",
+        what="a deadline ends only requests that still wait",
+        module=_SCHEDULER,
+        old="if r.deadline_ns is not None and r.deadline_ns <= now_ns]",
+        new="if r.deadline_ns is not None and r.deadline_ns <= now_ns and r.slot < 0]",
+    ),
+    Mutant(
+        name="low priority first",
+        what="the order of priorities is upside down",
+        module="scheduler.policy",
+        old="1 if config.priority_low_first else -1",
+        new="-1 if config.priority_low_first else 1",
+    ),
+    Mutant(
+        name="equals preempt",
+        what="with a gap of 0 requests of equal priority push each other out (found by seed 88)",
+        module=_SCHEDULER,
+        old="gap < max(1, self.config.preempt_gap)",
+        new="gap < self.config.preempt_gap",
+    ),
+    Mutant(
+        name="past the preempted",
+        what="admission goes on past a request that was just preempted (found by seed 882)",
+        module=_SCHEDULER,
+        old="if self._totals.retractions != retractions:",
+        new="if False:",
+    ),
+    Mutant(
+        name="queue bound",
+        what="requests that wait for a grammar do not count as waiting",
+        module=_SCHEDULER,
+        old="len(self._waiting) + self._held >= self.config.max_queued",
+        new="len(self._waiting) >= self.config.max_queued",
+    ),
+)

@@ -1,0 +1,242 @@
+"""The event loop in virtual time: clients, the real Scheduler, and an executor that takes simulated nanoseconds.
+
+One step does what the scheduler's role does: take the messages that have come, commit the plans that have run, plan
+until nothing more fits in flight. Everything that happens follows from the `Case`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from moonlang.base.clock import NS_PER_MS
+from moonlang.core.messages import Generate, StreamHead, TokenDelta
+from moonlang.core.plan import StepPlan, TokenLogprob
+from moonlang.core.request import Finish
+from moonlang.core.sampling import GrammarSpec
+from moonlang.scheduler.scheduler import Scheduler
+from moonlang.scheduler.settings import SchedulerConfig
+from moonlang.sim.executor import ChainExecutor, PagedCells, Pipeline
+from moonlang.sim.violation import Violation
+from moonlang.sim.workload import Case, Script, compile_error, compile_ns
+
+_HOUR_NS = 3_600_000 * NS_PER_MS
+_LATE_WAKE = 0.1  # share of steps that begin late, so that several things have happened by then
+
+
+@dataclass(slots=True)
+class Client:
+    """One request seen from outside: what was asked, and what has been delivered so far."""
+
+    script: Script
+    prompt: tuple[int, ...]
+    sent_ns: int
+    hung_up_ns: int | None = None
+    stopped: bool = False  # its stop string has come: nothing more is to be delivered
+    tokens: list[int] = field(default_factory=list)
+    output: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    head: StreamHead | None = None
+    finish: Finish | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing more may be delivered."""
+        return self.stopped or self.finish is not None
+
+
+class Checker(Protocol):
+    """Looks on and raises Violation. Called after each plan, each delta, each step, and when everything has drained."""
+
+    def on_plan(self, world: World, plan: StepPlan) -> None: ...
+    def on_delta(self, world: World, delta: TokenDelta) -> None: ...
+    def after_step(self, world: World) -> None: ...
+    def at_end(self, world: World) -> None: ...
+
+
+class World:
+    """One case, run once. `make_scheduler` exists for mutants."""
+
+    def __init__(
+        self,
+        case: Case,
+        checkers: Sequence[Checker],
+        make_scheduler: Callable[[SchedulerConfig], Scheduler] = Scheduler,
+        trace: Callable[[str], None] | None = None,
+    ) -> None:
+        config = case.config
+        poison = {s.sampling.seed: s.poison_at for s in case.scripts if s.poison_at is not None}
+        cells = PagedCells(config.num_pages, config.page_size)
+        self.case = case
+        self.scheduler = make_scheduler(config)
+        self.pipeline = Pipeline(
+            ChainExecutor(case.model, cells, config.max_running, poison), case.plan_ns, case.token_ns
+        )
+        self.clients: dict[str, Client] = {}
+        self._live: dict[str, Client] = {}
+        self.now_ns = 0
+        self.steps = 0
+        self._checkers = checkers
+        self._trace = trace
+        self._rng = random.Random(case.seed)
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._event_count = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._followers: dict[int, list[Script]] = {}
+        for script in case.scripts:
+            if script.parent is None:
+                self._at(script.at_ns, lambda s=script: self._send(s, s.prompt))
+            else:
+                self._followers.setdefault(script.parent, []).append(script)
+        for time_ns in case.flush_at_ns:
+            self._at(time_ns, self._flush)
+        for time_ns in case.abort_all_at_ns:
+            self._at(time_ns, self._abort_all)
+
+    @property
+    def digest(self) -> str:
+        """A hash over every plan and every delta so far."""
+        return self._digest.hexdigest()
+
+    @property
+    def unfinished(self) -> Iterable[Client]:
+        """Clients that wait for more."""
+        return self._live.values()
+
+    def run(self) -> None:
+        """Until nothing is left to happen; Violation at the first thing that is wrong."""
+        while (next_ns := self._next_ns()) is not None:
+            late_ns = self._rng.randrange(3 * self.case.plan_ns) if self._rng.random() < _LATE_WAKE else 0
+            self.now_ns = max(self.now_ns, next_ns) + late_ns
+            self._step()
+        for checker in self._checkers:
+            checker.at_end(self)
+
+    # ---- one step
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self.now_ns > _HOUR_NS:
+            raise Violation("liveness", "the run does not end within a virtual hour")
+        while self._events and self._events[0][0] <= self.now_ns:
+            heapq.heappop(self._events)[2]()
+        while self.pipeline.next_ns is not None and self.pipeline.next_ns <= self.now_ns:
+            result = self.pipeline.finish()
+            self._say("done  ", result)
+            self._take(self.scheduler.commit(result, self.now_ns))
+        for spec in self.scheduler.grammars_wanted():
+            self._at(self.now_ns + compile_ns(spec), lambda s=spec: self._compiled(s))
+        self._take(self.scheduler.expire(self.now_ns))
+        while (plan := self.scheduler.plan(self.now_ns)) is not None:
+            self._say("plan  ", plan)
+            self._digest.update(msgspec.msgpack.encode(plan))
+            self.pipeline.submit(plan, self.now_ns)
+            for checker in self._checkers:
+                checker.on_plan(self, plan)
+        for checker in self._checkers:
+            checker.after_step(self)
+
+    def _next_ns(self) -> int | None:
+        times = (
+            self._events[0][0] if self._events else None,
+            self.pipeline.next_ns,
+            self.scheduler.next_wake_ns(),
+        )
+        return min((time_ns for time_ns in times if time_ns is not None), default=None)
+
+    def _at(self, time_ns: int, action: Callable[[], None]) -> None:
+        self._event_count += 1
+        heapq.heappush(self._events, (time_ns, self._event_count, action))
+
+    # ---- what comes from outside
+
+    def _send(self, script: Script, prompt: tuple[int, ...]) -> None:
+        self._say("send  ", script.rid, prompt)
+        self.clients[script.rid] = self._live[script.rid] = Client(script, prompt, self.now_ns)
+        if script.abort_after_ns is not None:
+            self._at(self.now_ns + script.abort_after_ns, lambda: self._hang_up(script))
+        message = Generate(
+            rid=script.rid,
+            input_ids=list(prompt),
+            sampling=script.sampling,
+            stream=script.stream,
+            logprob=script.logprob,
+            priority=script.priority,
+            extra_key=script.extra_key,
+            timeout_ms=script.timeout_ms,
+        )
+        self._take(self.scheduler.add(message, self.now_ns))
+
+    def _hang_up(self, script: Script) -> None:
+        """The client is gone, at any time, also after the end of its request; or the clients of all its samples are."""
+        name = script.rid.split("-")[0] + "-" if script.abort_group else script.rid
+        self._say("abort ", name)
+        self._note_hang_up([c for c in self.clients.values() if c.script.rid.startswith(name)])
+        self._take(self.scheduler.abort(name, exact=not script.abort_group))
+
+    def _abort_all(self) -> None:
+        self._say("abort all")
+        self._note_hang_up(self.clients.values())
+        self._take(self.scheduler.abort("", every=True))
+
+    def _note_hang_up(self, clients: Iterable[Client]) -> None:
+        for client in clients:
+            client.hung_up_ns = self.now_ns if client.hung_up_ns is None else client.hung_up_ns
+
+    def _stop(self, client: Client) -> None:
+        """The detokenizer has seen a stop string and answered the client."""
+        if not client.is_done:
+            self._say("stop  ", client.script.rid)
+            client.stopped = True
+            self.scheduler.stop(client.script.rid)
+            self._finished(client)
+
+    def _flush(self) -> None:
+        done = self.scheduler.flush_cache()
+        self._say("flush ", done)
+
+    def _compiled(self, spec: GrammarSpec) -> None:
+        self._take(self.scheduler.grammar_ready(spec, compile_error(spec)))
+
+    # ---- what goes out
+
+    def _take(self, deltas: Sequence[TokenDelta]) -> None:
+        for delta in deltas:
+            self._say("delta ", delta)
+            self._digest.update(msgspec.msgpack.encode(delta))
+            for checker in self._checkers:
+                checker.on_delta(self, delta)
+            self._deliver(self.clients[delta.rid], delta)
+
+    def _deliver(self, client: Client, delta: TokenDelta) -> None:
+        client.tokens.extend(delta.tokens)
+        client.output.extend(delta.output)
+        client.prompt_logprobs.extend(delta.prompt)
+        client.head = client.head or delta.head
+        client.finish = delta.finish
+        if delta.finish is not None:
+            self._finished(client)
+        elif _reached(client, client.script.abort_at_tokens):
+            self._at(self.now_ns, lambda: self._hang_up(client.script))
+        elif _reached(client, client.script.stop_at_tokens):
+            self._at(self.now_ns, lambda: self._stop(client))
+
+    def _finished(self, client: Client) -> None:
+        del self._live[client.script.rid]
+        for script in self._followers.get(client.script.index, ()):
+            prompt = client.prompt + tuple(client.tokens) + script.prompt
+            self._at(self.now_ns + script.at_ns, lambda s=script, p=prompt: self._send(s, p))
+
+    def _say(self, what: str, *values: object) -> None:
+        if self._trace is not None:
+            self._trace(f"{self.now_ns / NS_PER_MS:12.3f} ms  {what} {' '.join(map(str, values))}")
+
+
+def _reached(client: Client, limit: int | None) -> bool:
+    return limit is not None and len(client.tokens) >= limit
