@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """tokens: by id, "" where an id has none. encoding: how tokens spell bytes. prefix_space: text gets a " " in front."""
+    """tokens: by id, "" where an id has none. encoding: how tokens spell bytes. prefix_space: " " goes before text."""
 
     tokens: list[str]
     encoding: Literal["byte_level", "byte_fallback"]

@@ -1,0 +1,300 @@
+"""PlanRunner over a toy network whose next token depends on every token read back through the page table."""
+
+import numpy as np
+import pytest
+import torch
+
+from moonlang.core.plan import Row, SlotStart, StepPlan
+from moonlang.core.request import LogprobSpec
+from moonlang.core.sampling import GrammarSpec, SamplingParams
+from moonlang.model_executor.plan_runner import PlanRunner
+from moonlang.model_executor.sampling import NOT_FINITE, NOTHING_ALLOWED
+from moonlang.model_executor.slots import SlotTable
+
+VOCAB, PAGE, PAGES, SLOTS = 97, 4, 64, 8
+GREEDY = SamplingParams(temperature=0.0)
+POISON = 96  # a token that turns the logits of its sequence into NaN
+
+
+def chain(tokens):
+    """The oracle: a hash of the tokens, and the best next token after them."""
+    value = 7
+    for token in tokens:
+        value = (value * 31 + token + 1) % 9973
+    return value
+
+
+def successor(tokens):
+    return chain(tokens) % 90
+
+
+class ToyNetwork:
+    """A cell holds the token stored in it; hidden states are the hash of all cells up to a position."""
+
+    def __init__(self):
+        self.cells = np.full((PAGES, PAGE), -1)
+
+    def forward(self, input_ids, layout):
+        self.cells[layout.store_page.numpy(), layout.store_offset.numpy()] = input_ids.numpy()
+        hidden = []
+        table = layout.page_table.numpy()
+        for row, (start, length) in enumerate(zip(layout.row_starts, layout.row_lengths, strict=True)):
+            assert row >= layout.num_decode or length == 1
+            for end in range(start + 1, start + length + 1):
+                tokens = self.cells[table[row]].reshape(-1)[:end]
+                assert (tokens >= 0).all()
+                hidden.append(np.nan if POISON in tokens else chain(tokens.tolist()))
+        return torch.tensor(hidden, dtype=torch.float64)[:, None]
+
+    def logits(self, hidden):
+        seeds = hidden[:, 0].nan_to_num(0).long()
+        logits = torch.stack([torch.arange(VOCAB).add(seed).mul(13).remainder(31).float() / 31 for seed in seeds])
+        logits[:, POISON] = -100.0
+        logits[torch.arange(len(seeds)), seeds % 90] = 5.0
+        logits[hidden[:, 0].isnan()] = float("nan")
+        return logits
+
+
+class Words:
+    """A grammar that allows exactly the tokens of its source, then the end token 0, in order."""
+
+    def __init__(self, spec):
+        self.left = [int(word) for word in spec.source.split()]
+        self.optional_end = spec.kind == "ebnf"
+        self.done = False
+
+    def accept(self, token):
+        if not self.left or token != self.left[0]:
+            self.done = self.done or (token == 0 and not self.left)
+            return self.done
+        self.left.pop(0)
+        return True
+
+    def fill_bitmask(self, bitmask, row):
+        bits = np.zeros(bitmask.shape[1] * 32, np.uint8)
+        bits[self.left[:1] or [0]] = 1
+        bitmask[row] = np.packbits(bits, bitorder="little").view(np.int32)
+
+    @property
+    def ended(self):
+        return self.done or not self.left
+
+
+class Grammars:
+    def matcher(self, spec):
+        return Words(spec)
+
+
+def make(grammars=None):
+    table = SlotTable(SLOTS, PAGES, VOCAB, (0,), grammars)
+    return PlanRunner(ToyNetwork(), table, page_size=PAGE, vocab_size=VOCAB, device=torch.device("cpu"))
+
+
+def start(slot, tokens, prompt_len=None, params=GREEDY, logprob=None, epoch=1):
+    return SlotStart(slot, epoch, prompt_len or len(tokens), tuple(tokens), params, logprob)
+
+
+def pages_for(slot, count):
+    return tuple(range(slot * 8, slot * 8 + count))
+
+
+def prefill(slot, tokens, begin=0, end=None, sample=None, epoch=1):
+    """A row over tokens [begin, end), bringing eight pages with its first part."""
+    end = len(tokens) if end is None else end
+    pages = pages_for(slot, 8) if begin == 0 else ()
+    sample = end == len(tokens) if sample is None else sample
+    return Row(slot, epoch, begin, end - begin, tuple(tokens[begin:end]), sample, 0, pages)
+
+
+def decode(slot, position, epoch=1):
+    return Row(slot, epoch, position, 1, (), True)
+
+
+def test_mixed_chunked_rows_follow_the_oracle():
+    runner = make()
+    first, second, third = [3, 1, 4, 1, 5, 9, 2], [2, 7], [8, 8, 8, 8, 8]
+    one = runner.run(StepPlan(0, 0, (start(2, first), start(5, second)), (prefill(2, first, 0, 3), prefill(5, second))))
+    assert [row.tokens for row in one.rows] == [(), (successor(second),)]
+    assert [(row.slot, row.epoch) for row in one.rows] == [(2, 1), (5, 1)]
+    rows = (decode(5, 2), prefill(2, first, 3), prefill(0, third))
+    two = runner.run(StepPlan(1, 0, (start(0, third),), rows))
+    second.append(successor(second))
+    assert [row.tokens for row in two.rows] == [(successor(second),), (successor(first),), (successor(third),)]
+    # A decode row needs no tokens in the plan: the runner knows what it sampled.
+    second.append(successor(second))
+    first.append(successor(first))
+    three = runner.run(StepPlan(2, 0, (), (decode(2, 7), decode(5, 4 - 1))))
+    assert [row.tokens for row in three.rows] == [(successor(first),), (successor(second),)]
+
+
+def test_a_plan_without_rows_only_starts():
+    runner = make()
+    assert runner.run(StepPlan(4, 0, (start(1, [5]),), ())).rows == ()
+    assert runner.run(StepPlan(5, 0, (), (prefill(1, [5]),))).rows[0].tokens == (successor([5]),)
+
+
+def test_shared_prefix_pages_are_read_not_written():
+    runner = make()
+    tokens = [1, 2, 3, 4, 5, 6]
+    runner.run(StepPlan(0, 0, (start(0, tokens),), (prefill(0, tokens),)))
+    other = [1, 2, 3, 4, 9]
+    row = Row(1, 1, 4, 1, (9,), True, 0, (pages_for(0, 1)[0], 40))
+    assert runner.run(StepPlan(1, 0, (start(1, other),), (row,))).rows[0].tokens == (successor(other),)
+
+
+def test_a_slot_forgets_its_former_tenant():
+    runner = make()
+    params = SamplingParams(temperature=0.0, logit_bias={11: 100.0})
+    spec = LogprobSpec(0, 2)
+    runner.run(StepPlan(0, 0, (start(3, [1, 2], params=params, logprob=spec),), (prefill(3, [1, 2]),)))
+    result = runner.run(StepPlan(1, 0, (start(3, [4], epoch=2),), (prefill(3, [4], epoch=2),))).rows[0]
+    assert (result.tokens, result.epoch, result.output, result.prompt) == ((successor([4]),), 2, (), ())
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        GREEDY,
+        SamplingParams(temperature=0.9, seed=5),
+        SamplingParams(temperature=1.3, seed=8, top_p=0.9, frequency_penalty=0.5, repetition_penalty=1.3),
+        SamplingParams(temperature=2.0, seed=9, top_k=9, min_p=0.01, min_new_tokens=12, logit_bias={0: 9.0}),
+    ],
+    ids=["greedy", "sampled", "penalised", "filtered"],
+)
+def test_a_retracted_request_goes_on_with_the_same_tokens(params):
+    def continuation(runner, tokens, prompt_len, count):
+        tokens = list(tokens)
+        plan = StepPlan(0, 0, (start(6, tokens, prompt_len, params),), (prefill(6, tokens),))
+        for _ in range(count):
+            tokens += runner.run(plan).rows[0].tokens
+            plan = StepPlan(0, 0, (), (decode(6, len(tokens) - 1),))
+        return tokens
+
+    whole = continuation(make(), [5, 6, 7], 3, 20)
+    assert continuation(make(), whole[:11], 3, 12) == whole
+    if params.min_new_tokens:
+        assert 0 not in whole[3:15]
+        assert 0 in whole[15:]
+
+
+def test_a_sampled_row_is_the_same_alone_and_in_company():
+    params = SamplingParams(temperature=1.5, seed=77, top_p=0.95)
+
+    def run(companions):
+        runner = make()
+        tokens = [9, 9]
+        starts = [start(slot, [slot], params=companions[slot]) for slot in companions]
+        rows = [prefill(slot, [slot]) for slot in companions]
+        plan = StepPlan(0, 0, (*starts, start(7, tokens, params=params)), (*rows, prefill(7, tokens)))
+        for step in range(12):
+            tokens += runner.run(plan).rows[-1].tokens
+            others = [decode(slot, step + 1) for slot in companions]
+            plan = StepPlan(0, 0, (), (*others, decode(7, len(tokens) - 1)))
+        return tokens
+
+    alone = run({})
+    company = {0: GREEDY, 1: SamplingParams(seed=1), 2: SamplingParams(seed=77, temperature=0.7, presence_penalty=1.0)}
+    assert run(company) == alone
+
+
+def test_one_row_of_nan_fails_alone():
+    runner = make()
+    bad, good = [1, POISON], [1, 2]
+    for params in (GREEDY, SamplingParams(temperature=1.0)):
+        starts = (start(0, bad, params=params), start(1, good))
+        rows = runner.run(StepPlan(0, 0, starts, (prefill(0, bad), prefill(1, good)))).rows
+        assert rows[0].error == NOT_FINITE
+        assert rows[0].tokens == ()
+        assert (rows[1].error, rows[1].tokens) == ("", (successor(good),))
+
+
+def test_logprobs_of_output_and_prompt():
+    runner = make()
+    network = ToyNetwork()
+    tokens = [4, 2, 4, 2, 4, 2, 1]
+
+    def expected(prefix):
+        return network.logits(torch.tensor([[float(chain(prefix))]]))[0].log_softmax(-1)
+
+    spec = LogprobSpec(2, 3, (8, 5))
+    params = SamplingParams(temperature=0.5, seed=3)
+    one = runner.run(StepPlan(0, 0, (start(0, tokens, 7, params, spec),), (prefill(0, tokens, 0, 4),))).rows[0]
+    two = runner.run(StepPlan(1, 0, (), (prefill(0, tokens, 4),))).rows[0]
+    assert (len(one.prompt), one.output) == (3, ())  # positions 2, 3 and 4: the last is known from position 3
+    entries = [*one.prompt, *two.prompt]
+    assert [entry.token for entry in entries] == tokens[2:]
+    for position, entry in enumerate(entries, 2):
+        want = expected(tokens[:position])
+        assert entry.logprob == pytest.approx(want[entry.token].item(), abs=1e-5)
+        assert [token for _, token in entry.top] == sorted(range(VOCAB), key=lambda token: (-want[token], token))[:3]
+        assert [value for value, _ in entry.top] == pytest.approx(want.topk(3).values.tolist(), abs=1e-5)
+        assert [token for _, token in entry.ids] == [8, 5]
+        assert [value for value, _ in entry.ids] == pytest.approx(want[[8, 5]].tolist(), abs=1e-5)
+    scaled = network.logits(torch.tensor([[float(chain(tokens))]]))[0].div(0.5).log_softmax(-1)
+    assert two.output[0].token == two.tokens[0]
+    assert two.output[0].logprob == pytest.approx(scaled[two.tokens[0]].item(), abs=1e-5)
+
+
+def test_the_first_prompt_position_has_no_logprob():
+    runner = make()
+    row = runner.run(
+        StepPlan(0, 0, (start(0, [4, 5], logprob=LogprobSpec(0)),), (prefill(0, [4, 5], sample=True),))
+    ).rows[0]
+    assert [(entry.token, entry.logprob is None) for entry in row.prompt] == [(4, True), (5, False)]
+    after = runner.run(StepPlan(1, 0, (), (decode(0, 2),))).rows[0]
+    assert after.prompt == ()
+    assert len(after.output) == 1
+
+
+def test_prompt_positions_known_only_to_the_cache_have_no_logprob():
+    runner = make()
+    tokens = [1, 2, 3, 4, 5, 6]
+    runner.run(StepPlan(0, 0, (start(0, tokens),), (prefill(0, tokens),)))
+    row = Row(1, 1, 4, 2, (5, 6), True, 0, (0, 40))
+    result = runner.run(StepPlan(1, 0, (start(1, tokens, logprob=LogprobSpec(4)),), (row,))).rows[0]
+    assert [(entry.token, entry.logprob is None) for entry in result.prompt] == [(5, True), (6, False)]
+
+
+def words(source):
+    return SamplingParams(temperature=0.0, grammar=GrammarSpec("regex", source))
+
+
+def test_a_grammar_is_followed_between_plans_and_says_when_it_ends():
+    runner = make(Grammars())
+    plan = StepPlan(0, 0, (start(0, [1], params=words("30 40 50")), start(1, [1])), (prefill(0, [1]), prefill(1, [1])))
+    seen = []
+    for step in range(3):
+        constrained, free = runner.run(plan).rows
+        seen += constrained.tokens
+        assert constrained.ended is (step == 2)
+        assert free.ended is False
+        plan = StepPlan(0, 0, (), (decode(0, step + 1), decode(1, step + 1)))
+    assert seen == [30, 40, 50]
+    # A row planned before the end was known does no harm.
+    assert not runner.run(plan).rows[0].error
+
+
+def test_a_restarted_grammar_stands_where_it_stood():
+    runner = make(Grammars())
+    tokens = [1, 30, 40]
+    result = runner.run(StepPlan(0, 0, (start(0, tokens, 1, words("30 40 50")),), (prefill(0, tokens),))).rows[0]
+    assert (result.tokens, result.ended) == ((50,), True)
+
+
+def test_grammar_errors_concern_their_row_only():
+    for grammars, tokens, words_of in (
+        (Grammars(), [1, 31], "does not allow token 31"),
+        (None, [1], "Grammars are off"),
+    ):
+        runner = make(grammars)
+        starts = (start(0, tokens, 1, words("30 40")), start(1, [2]))
+        rows = runner.run(StepPlan(0, 0, starts, (prefill(0, tokens), prefill(1, [2])))).rows
+        assert words_of in rows[0].error
+        assert rows[1].tokens == (successor([2]),)
+
+
+def test_constraints_that_exclude_everything_are_an_error():
+    runner = make(Grammars())
+    params = SamplingParams(grammar=GrammarSpec("regex", "30 40"), logit_bias={30: -float("inf")})
+    row = runner.run(StepPlan(0, 0, (start(0, [1], params=params),), (prefill(0, [1]),))).rows[0]
+    assert row.error == NOTHING_ALLOWED
