@@ -1,8 +1,8 @@
 """What everything around the model costs: small random models, many streaming clients, client on the same cores.
 
-    python benchmark/engine_overhead.py [--rounds 3] [--cases L4,T64,T1] [--peer 'vllm=COMMAND with {model} and {port}'] ...
+    python benchmark/engine_overhead.py [--rounds 3] [--cases L4,T64,T1] [--peer 'vllm=vllm serve {model} --port {port}']
 
-Engines take turns within each round (A B A B ...); the table shows medians and the ratio to the first peer.
+Engines take turns within each round (A B A B ...); the table shows medians.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path, deadli
 
 def machine() -> dict[str, Any]:
     """What a reader must know to compare a figure with another machine's."""
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
     versions: dict[str, str] = {}
     for name in ("torch", "transformers", "uvicorn", "pyzmq"):
         try:
