@@ -1,6 +1,6 @@
 """What everything around the model costs: small random models, many streaming clients, client on the same cores.
 
-    python benchmark/engine_overhead.py [--rounds 3] [--cases L4,T64,T1] [--peer 'vllm=vllm serve {model} --port {port}']
+    python benchmark/engine_overhead.py [--rounds 3] [--cases L4,T64] [--peer 'vllm=vllm serve {model} --port {port}']
 
 Engines take turns within each round (A B A B ...); the table shows medians.
 """
