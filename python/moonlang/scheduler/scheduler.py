@@ -325,8 +325,8 @@ class Scheduler:
         sign = -1 if self.config.priority_low_first else 1
         while self._running and not self._has_room(request, lease, self._memory.coming_pages):
             victim = self._victim()
-            if sign * (request.priority - victim.priority) < self.config.preempt_gap:
-                break
+            if sign * (request.priority - victim.priority) < max(1, self.config.preempt_gap):
+                break  # equals never preempt each other
             self._retract(victim)
         self._memory.close(lease, None)
 
