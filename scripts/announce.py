@@ -19,7 +19,7 @@ from threading import Event
 from moonlang.base.errors import ConfigError
 from moonlang.config.server_args import ServerArgs, parse
 
-PROMPT = "Write a short story."
+PROMPT = "Write a short story about a fox."
 MAX_TOKENS = 60
 POLL_S = 0.1
 
