@@ -70,7 +70,8 @@ def draw(
 def _weights(logits: Floats, peaks: Floats, temperature: Floats) -> Floats:
     """exp((logit - peak) / temperature), padded with zeros to whole blocks: [N, ceil(V / BLOCK) * BLOCK], largest 1."""
     rows, vocab = logits.shape
-    weights = np.zeros((rows, -(-vocab // _BLOCK) * _BLOCK), np.float32)
+    weights = np.empty((rows, -(-vocab // _BLOCK) * _BLOCK), np.float32)
+    weights[:, vocab:] = 0.0
     body = weights[:, :vocab]
     with np.errstate(over="ignore"):  # a hopeless token over a tiny temperature is -inf, as it should be
         np.subtract(logits, peaks[:, None], out=body)
@@ -82,17 +83,19 @@ def _weights(logits: Floats, peaks: Floats, temperature: Floats) -> Floats:
 def _keep_best(weights: Floats, top_k: int, top_p: float) -> None:
     """Zero the weights [V] of one row that top_k or top_p drop."""
     vocab = weights.shape[0]
-    limit = top_k if 0 < top_k < vocab else vocab
+    keep = top_k if 0 < top_k < vocab else vocab
     if top_p >= 1.0:
-        cut = np.partition(weights, vocab - limit)[vocab - limit]
-        keep = limit
+        cut = np.partition(weights, vocab - keep)[vocab - keep]
     else:
         total = float(weights.sum(dtype=np.float64))
-        # All tokens below this share hold less than 1 - top_p together, so the nucleus lies among the others.
-        likely = weights[weights >= total * (1.0 - top_p) / vocab]
+        if keep < vocab:
+            likely = np.partition(weights, vocab - keep)[vocab - keep :]
+        else:
+            # Tokens below this share hold less than 1 - top_p together, so the nucleus lies among the others.
+            likely = weights[weights >= total * (1.0 - top_p) / vocab]
         ranked = -np.sort(-likely)
         before = np.cumsum(ranked, dtype=np.float64) - ranked
-        keep = min(limit, int(np.count_nonzero(before < top_p * total)))
+        keep = int(np.count_nonzero(before < top_p * total))
         cut = ranked[keep - 1]
     surplus = keep - int(np.count_nonzero(weights > cut))
     ties = np.flatnonzero(weights == cut)
