@@ -45,7 +45,6 @@ class Scheduler:
         self._grammars_new: list[GrammarSpec] = []
         self._running: dict[int, Request] = {}  # by slot, in order of admission
         self._slots = list(range(config.max_running - 1, -1, -1))
-        self._starts: list[SlotStart] = []  # admissions that no plan has told yet
         self._in_flight: deque[StepPlan] = deque()
         self._prefilling: dict[tuple[int, tuple[int, ...]], str] = {}  # a run of tokens being computed -> rid
         self._ratio = NewTokenRatio(config.conservativeness)
@@ -140,11 +139,10 @@ class Scheduler:
         rows = self._decode_rows()
         decode_rows, budget = len(rows), self._budget(len(rows))
         budget -= self._continue_prefills(rows, budget)
-        cached = self._admissions(rows, budget, now_ns)
+        starts, cached = self._admissions(rows, budget, now_ns)
         if not rows:
             return self._unblock(now_ns)
-        starts, self._starts = tuple(self._starts), []
-        plan = StepPlan(self._next_plan, now_ns, starts, tuple(rows))
+        plan = StepPlan(self._next_plan, now_ns, tuple(starts), tuple(rows))
         self._next_plan += 1
         self._totals.plans += 1
         self._in_flight.append(plan)
@@ -191,21 +189,23 @@ class Scheduler:
         for request in self._running.values():
             if spent >= budget:
                 break
-            if request.scheduled < request.admitted:
-                spent += self._prefill_row(request, rows, budget - spent)
+            start, total = request.scheduled, request.admitted
+            if start < total:
+                end = self._chunk_end(start, total, budget - spent)
+                if self._memory.grow(_lease(request), end):
+                    rows.append(self._row(request, end, tuple(request.tokens[start:end])))
+                    spent += end - start
         return spent
 
-    def _admissions(self, rows: list[Row], budget: int, now_ns: int) -> int:
-        """Admit waiting requests and lay their first rows; returns the cached tokens they found."""
-        cached = admitted = 0
+    def _admissions(self, rows: list[Row], budget: int, now_ns: int) -> tuple[list[SlotStart], int]:
+        """Admit waiting requests and lay their first rows; returns their starts and the cached tokens they found."""
+        starts: list[SlotStart] = []
+        cached = 0
         if not self._waiting or budget <= 0 or not self._slots:
-            return cached
-        retractions = self._totals.retractions
+            return starts, cached
         for request in policy.order(self._waiting, self._memory.cache, self.config):
-            if budget <= 0 or admitted == self.config.prefill_max_requests:
+            if budget <= 0 or len(starts) == self.config.prefill_max_requests:
                 break
-            if self._totals.retractions != retractions:
-                break  # somebody was preempted for the last one and may come before this one
             if self.config.chunk_tokens is None and rows and len(request.tokens) > budget:
                 break  # a prompt that is never cut goes in whole, or alone
             prefix = self._memory.cache.match(request.tokens, request.extra_key, policy.reusable(request))
@@ -213,31 +213,26 @@ class Scheduler:
             if key is not None and key in self._prefilling:
                 continue  # another request computes these very tokens: take them from the cache a little later
             lease = self._memory.open(prefix)
-            alone = not (rows or self._running)  # then it may use everything: `add` has checked that it fits
-            if not alone and not self._has_room(request, lease, self._memory.available_pages):
+            end = self._chunk_end(prefix.tokens, len(request.tokens), budget)
+            if not self._may_start(request, lease, end, alone=not (rows or self._running)):
                 self._memory.close(lease, None)
                 break
             if key is not None:
                 self._prefilling[key] = request.rid
-            self._start(request, lease, now_ns)
-            admitted += 1
+            starts.append(self._start(request, lease, now_ns))
+            rows.append(self._row(request, end, tuple(request.tokens[prefix.tokens : end])))
             cached += prefix.tokens
-            budget -= self._prefill_row(request, rows, budget)
-        if admitted:
+            budget -= end - prefix.tokens
+        if starts:
             self._waiting = [request for request in self._waiting if request.state is State.WAITING]
-        return cached
+        return starts, cached
 
-    def _prefill_row(self, request: Request, rows: list[Row], budget: int) -> int:
-        """Lay the next prompt positions of `request` into the plan; returns how many."""
-        size = self.config.page_size
-        start, total = request.scheduled, request.admitted
-        end = total if self.config.chunk_tokens is None else min(total, start + budget)
-        if end < total and end // size * size > start:
-            end = end // size * size  # cut between pages, so that a chunk can enter the tree whole
-        if not self._memory.grow(_lease(request), end):
-            return 0
-        rows.append(self._row(request, end, tuple(request.tokens[start:end])))
-        return end - start
+    def _chunk_end(self, start: int, total: int, budget: int) -> int:
+        """Where a row of prompt positions from `start` ends: between pages, so that a chunk enters the tree whole."""
+        if self.config.chunk_tokens is None or start + budget >= total:
+            return total
+        end, size = start + budget, self.config.page_size
+        return end // size * size if end // size * size > start else end
 
     def _row(self, request: Request, end: int, tokens: tuple[int, ...]) -> Row:
         """Schedule positions up to `end`; the row carries what the executor does not know of the page table."""
@@ -274,7 +269,16 @@ class Scheduler:
         wanted = len(request.tokens) + request.pending + self._ratio.reserve(request)
         return max(0, self._memory.pages_for(wanted) - len(lease.pages))
 
-    def _start(self, request: Request, lease: Lease, now_ns: int) -> None:
+    def _may_start(self, request: Request, lease: Lease, end: int, *, alone: bool) -> bool:
+        """Whether there is room for `request`; if so its lease covers positions up to `end` afterwards.
+
+        Alone it may use everything: `add` has checked that it fits, once no plan in flight holds pages any more.
+        """
+        if not (alone or self._has_room(request, lease, self._memory.available_pages)):
+            return False
+        return self._memory.grow(lease, end)
+
+    def _start(self, request: Request, lease: Lease, now_ns: int) -> SlotStart:
         request.slot = self._slots.pop()
         request.epoch = self._next_epoch
         self._next_epoch += 1
@@ -290,9 +294,7 @@ class Scheduler:
             self._totals.prompt_tokens += request.prompt_len
             self._totals.cached_tokens += lease.prefix.tokens
         tokens = tuple(request.tokens)
-        self._starts.append(
-            SlotStart(request.slot, request.epoch, request.prompt_len, tokens, request.sampling, request.logprob)
-        )
+        return SlotStart(request.slot, request.epoch, request.prompt_len, tokens, request.sampling, request.logprob)
 
     def _prefix_key(self, request: Request, prefix: PrefixRef) -> tuple[int, tuple[int, ...]] | None:
         """Names the run of tokens behind the cached prefix, if it is long enough to be worth waiting for."""
