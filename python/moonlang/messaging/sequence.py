@@ -9,7 +9,7 @@ _log = log.get(__name__)
 
 
 class Sequence:
-    """Stamps what goes out, checks what comes in: a repeat is dropped, a gap is reported and counting goes on behind it."""
+    """Stamps what goes out, checks what comes in: a repeat is dropped, a gap is reported."""
 
     def __init__(self) -> None:
         self._next_out: dict[str, int] = {}

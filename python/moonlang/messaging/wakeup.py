@@ -15,11 +15,14 @@ class Wakeup:
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.is_set = False
 
     def set(self) -> None:
+        self.is_set = True
         os.eventfd_write(self._fd, 1)
 
     def clear(self) -> None:
+        self.is_set = False
         with contextlib.suppress(BlockingIOError):  # it was not set
             os.eventfd_read(self._fd)
 

@@ -1,0 +1,82 @@
+"""The detokenizer role: tokens of a step in, texts of a step out, stop strings found on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moonlang.base.errors import PeerError
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.server_args import ServerArgs
+from moonlang.core.messages import StopHit, StreamHead, TextBatch, TextDelta, TokenBatch, TokenDelta
+from moonlang.core.ports import Endpoint
+from moonlang.roles import topology
+from moonlang.roles.role import NEVER_NS
+from moonlang.text.detokenize import Detokenizer
+from moonlang.text.output import Output
+from moonlang.text.tokenizer import load_tokenizer
+
+
+class DetokenizerRole:
+    """Holds one Output per live request and nothing else. See `roles.role.Role` for the contract."""
+
+    def __init__(self, args: ServerArgs, model: ModelConfig, endpoint: Endpoint) -> None:
+        self.wait_fds: tuple[int, ...] = ()
+        self._endpoint = endpoint
+        self._interval = args.stream_interval
+        self._outputs: dict[str, Output] = {}
+        self._detokenizer: Detokenizer | None = None
+        if not args.skip_tokenizer_init:
+            folder = args.tokenizer_path or model.path
+            self._detokenizer = Detokenizer(load_tokenizer(folder, args.trust_remote_code, args.tokenizer_mode))
+
+    @property
+    def live_count(self) -> int:
+        """Requests with state in this role."""
+        return len(self._outputs)
+
+    def ready_body(self) -> dict[str, Any]:
+        return {}
+
+    def step(self, now_ns: int) -> int:
+        """Turn every batch that has arrived into one batch of texts."""
+        while envelopes := self._endpoint.recv():
+            texts: list[TextDelta] = []
+            for envelope in envelopes:
+                if not isinstance(envelope.body, TokenBatch):
+                    raise PeerError(f"The detokenizer got a {type(envelope.body).__name__}, which is not for it.")
+                for delta in envelope.body.items:
+                    text = self._handle(delta)
+                    if text is not None:
+                        texts.append(text)
+            if texts:
+                self._endpoint.send(topology.API, TextBatch(tuple(texts)))
+        return NEVER_NS
+
+    def close(self) -> None:
+        self._outputs.clear()
+
+    def _handle(self, delta: TokenDelta) -> TextDelta | None:
+        output = self._outputs.get(delta.rid)
+        if delta.head is not None:
+            output = self._outputs[delta.rid] = self._begin(delta.rid, delta.head)
+        if output is None:
+            return _headless(delta)
+        text = output.push(delta)
+        if text is not None and text.finish is not None:
+            del self._outputs[delta.rid]
+            if delta.finish is None:
+                # The scheduler learns of it before the client does, who may use the same rid again at once.
+                self._endpoint.send(topology.SCHEDULER, StopHit(delta.rid))
+        return text
+
+    def _begin(self, rid: str, head: StreamHead) -> Output:
+        interval = head.sampling.stream_interval or self._interval
+        text = None if self._detokenizer is None else self._detokenizer.stream(head.sampling.skip_special_tokens)
+        return Output(rid, head, text, interval if head.stream else None)
+
+
+def _headless(delta: TokenDelta) -> TextDelta | None:
+    """A delta of an unknown request: a refusal goes on to the client, what comes after a stop string does not."""
+    if delta.finish is None or delta.finish.kind != "abort":
+        return None
+    return TextDelta(rid=delta.rid, text="", tokens=(), finish=delta.finish)

@@ -1,0 +1,48 @@
+"""A child process never outlives its parent, however that one died."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+
+def set_title(title: str) -> None:
+    """Name this process in `ps` and `top` (the kernel keeps 15 characters)."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, ctypes.c_char_p(title.encode()), 0, 0, 0)
+
+
+def die_with(parent_pid: int, directory: Path) -> None:
+    """When process `parent_pid` ends, delete `directory` and kill this process with the group it leads from now on.
+
+    Two lines of defence: until the process handles SIGTERM itself the kernel kills it with that signal even in the
+    middle of C code; from then on a thread that waits for the parent does it, and also removes the folder.
+    """
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    try:
+        parent = os.pidfd_open(parent_pid)
+    except ProcessLookupError:
+        parent = -1
+    if parent < 0 or os.getppid() != parent_pid:  # it died before we could watch it
+        _vanish(directory)
+    threading.Thread(target=_watch, args=(parent, directory), name="lifeline", daemon=True).start()
+
+
+def _watch(parent: int, directory: Path) -> None:
+    poll = select.poll()
+    poll.register(parent, select.POLLIN)
+    poll.poll()
+    _vanish(directory)
+
+
+def _vanish(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    os.killpg(os.getpgrp(), signal.SIGKILL)

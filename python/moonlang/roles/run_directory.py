@@ -1,0 +1,60 @@
+"""The private folder of a running server: mailbox sockets, the children's jobs, heartbeats. Gone when it is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_PREFIX = "moonlang-"
+_OWNER = "owner.lock"
+_LONGEST_SOCKET_PATH = 107  # bytes, from sockaddr_un
+_LONGEST_NAME = 24  # bytes, of a file in the folder
+
+
+class RunDirectory:
+    """A folder that only this user can enter (0700), locked for as long as its owner lives."""
+
+    def __init__(self) -> None:
+        base = _base()
+        _reap(base)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        # The lock is taken before the file gets the name that `_reap` looks for.
+        unnamed = self.path / "unowned"
+        self._lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unnamed.rename(self.path / _OWNER)
+
+    def remove(self) -> None:
+        """Delete the folder. May be called twice."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _base() -> Path:
+    """The system's folder for temporary files, or /tmp when socket paths below that would get too long."""
+    base = Path(tempfile.gettempdir())
+    longest = len(os.fsencode(base / f"{_PREFIX}01234567")) + 1 + _LONGEST_NAME
+    return base if longest <= _LONGEST_SOCKET_PATH else Path("/tmp")
+
+
+def _reap(base: Path) -> None:
+    """Delete this user's run directories whose owner is dead: nobody holds their lock any more."""
+    for owner in base.glob(f"{_PREFIX}*/{_OWNER}"):
+        try:
+            if owner.stat().st_uid != os.getuid():
+                continue
+            lock = os.open(owner, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # another server was faster, or it is not ours
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its owner lives
+        finally:
+            os.close(lock)
