@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(lines, indent=1))
         return 0
     for line in lines:
-        print(f"--{line['name'].replace('_', '-'):<34} {line['value']!s:<28} {line['source']}")
+        print(f"{table.option_name(str(line['name'])):<36} {line['value']!s:<28} {line['source']}")
     return 0
 
 

@@ -18,10 +18,10 @@ def main(argv: Sequence[str]) -> int:
     found = 0
     for row in table.load().rows.values():
         if own.word in row.names[0] and own.status in (None, row.status):
-            print(f"{row.status:<10} {' '.join(row.names)}\n{'':<11}{row.flag.help if _works(row) else row.why}")
+            print(f"{row.status:<10} {' '.join(row.names)}\n{'':<11}{_says(row)}")
             found += 1
     return 0 if found else 1
 
 
-def _works(row: table.Row) -> bool:
-    return row.status == "supported" and row.flag is not None
+def _says(row: table.Row) -> str:
+    return row.why or (row.flag.help if row.flag is not None else "YAML file of flags")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from moonlang.config.server_args import ServerArgs
 from moonlang.config.table import Row
 
 _OPTION = re.compile(r"--[A-Za-z][\w-]*")
-_SECTIONS = {
+SECTIONS = {
     "model": "model and weights",
     "serving": "tokenizer, HTTP and the API",
     "scheduling": "scheduling and memory",
@@ -53,6 +54,7 @@ def _written_out(argv: Sequence[str]) -> list[str]:
     return result
 
 
+@cache
 def _negations() -> frozenset[str]:
     return frozenset("--no-" + row.names[0][2:] for row in table.load().rows.values() if row.kind == "bool/no")
 
@@ -64,6 +66,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message[:1].upper() + message[1:] + ".", hint="`--help` shows the flags.")
 
 
+@cache
 def _parser() -> _Parser:
     parser = _Parser(
         prog="moonlang serve",
@@ -73,7 +76,7 @@ def _parser() -> _Parser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups = {section: parser.add_argument_group(title) for section, title in _SECTIONS.items()}
+    groups = {section: parser.add_argument_group(title) for section, title in SECTIONS.items()}
     for row in table.load().rows.values():
         target = groups[row.section] if row.status == "supported" else parser
         target.add_argument(row.names[0], dest=row.dest, help=_help(row), **_shape(row))

@@ -1,0 +1,108 @@
+"""What is read from config.json and generation_config.json."""
+
+import json
+
+import pytest
+
+from moonlang.base.errors import ConfigError
+from moonlang.config.model_config import load_model_config
+from moonlang.config.server_args import ServerArgs
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128, "hidden_size": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "torch_dtype": "bfloat16", "eos_token_id": 2,
+}  # fmt: skip
+
+
+def load(folder, config, generation=None, **given):
+    (folder / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return load_model_config(str(folder), ServerArgs.create(**given))
+
+
+def test_llama(tmp_path):
+    model = load(tmp_path, LLAMA, {"eos_token_id": [7, 2], "temperature": 0.6})
+    assert (model.num_layers, model.num_heads, model.num_kv_heads, model.head_dim) == (2, 4, 2, 16)
+    assert (model.context_length, model.dtype, model.eos_token_ids) == (256, "bfloat16", (7, 2))
+    assert model.generation["temperature"] == 0.6
+
+
+def test_old_names(tmp_path):
+    config = {"model_type": "gpt2", "vocab_size": 9, "n_embd": 8, "n_layer": 3, "n_head": 2, "n_positions": 32}
+    model = load(tmp_path, config)
+    assert (model.num_layers, model.num_heads, model.num_kv_heads, model.head_dim) == (3, 2, 2, 4)
+    assert (model.context_length, model.dtype, model.architectures) == (32, "float32", ())
+
+
+def test_the_language_part_of_a_multimodal_config_is_lifted(tmp_path):
+    text = {key: value for key, value in LLAMA.items() if key != "architectures"}
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    model = load(tmp_path, whole)
+    assert model.architectures == ("Gemma3ForConditionalGeneration",)
+    assert (model.model_type, model.vocab_size) == ("llama", 128)
+    assert "text_config" not in model.hf
+
+
+def test_override(tmp_path):
+    model = load(tmp_path, LLAMA, json_model_override_args='{"head_dim": 32, "architectures": ["X"]}')
+    assert (model.head_dim, model.architectures) == (32, ("X",))
+
+
+@pytest.mark.parametrize(
+    ("wish", "dtype"), [("auto", "bfloat16"), ("half", "float16"), ("float", "float32"), ("bfloat16", "bfloat16")]
+)
+def test_dtype(tmp_path, wish, dtype):
+    assert load(tmp_path, LLAMA, dtype=wish).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("rope", "length"),
+    [
+        ({"rope_type": "linear", "factor": 2.0}, 512),
+        ({"type": "dynamic", "factor": 4.0}, 1024),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}, 256),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "default", "rope_theta": 10000.0}, 256),
+        (
+            {"full_attention": {"rope_type": "linear", "factor": 2.0}, "sliding_attention": {"rope_type": "default"}},
+            512,
+        ),
+    ],
+)
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_context_length_with_rope_scaling(tmp_path, key, rope, length):
+    assert load(tmp_path, LLAMA | {key: rope}).context_length == length
+
+
+def test_context_length_wish(tmp_path, monkeypatch):
+    assert load(tmp_path, LLAMA, context_length=100).context_length == 100
+    with pytest.raises(ConfigError, match="SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"):
+        load(tmp_path, LLAMA, context_length=257)
+    monkeypatch.setenv("SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "1")
+    assert load(tmp_path, LLAMA, context_length=257).context_length == 257
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"vocab_size": None}, "vocab_size"),
+        ({"num_hidden_layers": "2"}, "hidden_layers"),
+        ({"max_position_embeddings": None}, "--context-length"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
+        ({"torch_dtype": "float8_e4m3fn"}, "--dtype bfloat16"),
+    ],
+)
+def test_what_cannot_be_served(tmp_path, change, says):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, LLAMA | change)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_broken_file(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="Fetch the file again"):
+        load_model_config(str(tmp_path), ServerArgs())

@@ -1,0 +1,94 @@
+"""What is left to the engine is chosen, with a reason, and choosing twice changes nothing."""
+
+import dataclasses
+
+import pytest
+
+from moonlang.base.errors import ConfigError
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.resolve import HostFacts
+from moonlang.config.server_args import ServerArgs, resolve
+
+MODEL = ModelConfig(
+    path="/m", hf={}, architectures=("LlamaForCausalLM",), model_type="llama", vocab_size=100, hidden_size=64,
+    num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, context_length=2048, dtype="bfloat16",
+    eos_token_ids=(2,), generation={},
+)  # fmt: skip
+
+
+def test_every_automatic_value_has_a_reason():
+    args, reasons = resolve(ServerArgs(), MODEL)
+    changed = [
+        field.name
+        for field in dataclasses.fields(ServerArgs)
+        if getattr(args, field.name) != getattr(ServerArgs(), field.name)
+    ]
+    assert sorted(changed) == sorted(reasons)
+    assert all(reasons.values())
+    assert (args.page_size, args.chunked_prefill_size, args.device) == (16, 2048, "cpu")
+    assert (args.attention_backend, args.sampling_backend, args.grammar_backend) == (
+        "torch_native",
+        "pytorch",
+        "xgrammar",
+    )
+    assert (args.served_model_name, args.tokenizer_path, args.dtype) == ("moonlang-tiny", "/m", "bfloat16")
+    assert (args.context_length, args.max_prefill_tokens, args.messaging_backend) == (2048, 16384, "zmq")
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"page_size": 24}, {"in_process": True}, {"dtype": "half"}, {"model_path": "a/b"}]
+)
+@pytest.mark.parametrize("host", [HostFacts(), HostFacts(cuda=True, seed=7)])
+def test_idempotent(given, host):
+    first, _ = resolve(ServerArgs.create(**given), MODEL, host)
+    again, reasons = resolve(first, MODEL, host)
+    assert again == first
+    assert reasons == {}
+
+
+def test_what_was_given_stays():
+    given = ServerArgs.create(
+        page_size=4, chunked_prefill_size=64, device="cpu", random_seed=3, max_running_requests=2, served_model_name="x"
+    )
+    args, reasons = resolve(given, MODEL, HostFacts(cuda=True, seed=9))
+    assert not reasons.keys() & {"page_size", "chunked_prefill_size", "device", "random_seed", "served_model_name"}
+    assert (args.device, args.random_seed) == ("cpu", 3)
+
+
+def test_the_host_decides_device_and_seed():
+    args, _ = resolve(ServerArgs(), MODEL, HostFacts(cuda=True, seed=9))
+    assert (args.device, args.random_seed, args.chunked_prefill_size) == ("cuda", 9, 8192)
+
+
+@pytest.mark.parametrize("page", [1, 3, 16, 100, 1024])
+def test_the_automatic_chunk_is_a_multiple_of_the_page(page):
+    args, _ = resolve(ServerArgs.create(page_size=page), MODEL)
+    assert args.chunked_prefill_size % page == 0
+    assert args.chunked_prefill_size > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"page_size": 16, "chunked_prefill_size": 40}, "Use 32 or 48"),
+        ({"page_size": 16, "chunked_prefill_size": 8}, "Use 16 or 32"),
+        ({"kv_cache_dtype": "bfloat16", "dtype": "float32"}, "--dtype"),
+        ({"page_size": 16, "max_total_tokens": 15}, "one page"),
+    ],
+)
+def test_contradictions(given, says):
+    args = ServerArgs.create(**given)
+    model = dataclasses.replace(MODEL, dtype=args.dtype) if args.dtype != "auto" else MODEL
+    with pytest.raises(ConfigError) as caught:
+        resolve(args, model)
+    assert says in str(caught.value)
+
+
+def test_chunking_can_be_off():
+    args, _ = resolve(ServerArgs.create(chunked_prefill_size=-1), MODEL)
+    assert args.chunked_prefill_size == -1
+
+
+def test_prefill_budget_fits_the_longest_sequence():
+    args, _ = resolve(ServerArgs(), dataclasses.replace(MODEL, context_length=40000))
+    assert args.max_prefill_tokens == 40000
