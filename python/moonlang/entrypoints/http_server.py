@@ -1,0 +1,223 @@
+"""The HTTP server process: starts the roles, serves until told to stop or a role dies, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from moonlang.base import log
+from moonlang.base.errors import ConfigError, MoonLangError, RequestError
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.prepare import prepare
+from moonlang.config.server_args import ServerArgs
+from moonlang.entrypoints import generation
+from moonlang.entrypoints.app import build_app
+from moonlang.entrypoints.client import EngineClient
+from moonlang.entrypoints.health import Health
+from moonlang.entrypoints.openai.route import served_name
+from moonlang.observability import buckets
+from moonlang.observability.metrics import ServerMetrics
+from moonlang.observability.request_log import RequestLog
+from moonlang.roles.exits import describe
+from moonlang.roles.supervisor import Cluster, launch
+from moonlang.text.chat_template import ChatTemplate
+from moonlang.text.tokenizer import load_tokenizer
+
+_log = log.get(__name__)
+
+DRAIN_S = 30  # how long requests may still run after SIGTERM
+LAST_WORDS_S = 0.3  # what a dead engine's clients get to read their error
+BACKLOG = 2048
+WARM_UP = {"text": "The capital city of France is", "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
+WARM_UP_IDS = {"input_ids": [0, 1, 2], "sampling_params": WARM_UP["sampling_params"]}  # without a tokenizer
+
+
+def serve(args: ServerArgs) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. ConfigError when the configuration cannot work."""
+    log.configure("server", args.log_level)
+    with _stopped_by_sigterm():
+        prepared = prepare(args)
+        args, model = prepared.args, prepared.model
+        with _listening(args.host, args.port) as listener:
+            try:
+                cluster = launch(args, model)
+            except ConfigError:
+                raise
+            except MoonLangError as error:
+                _log.error("The server cannot start. %s", error)
+                return 1
+            try:
+                return _run(args, model, cluster, listener)
+            finally:
+                cluster.close()
+
+
+def _run(args: ServerArgs, model: ModelConfig, cluster: Cluster, listener: socket.socket) -> int:
+    client = _client(args, model, cluster)
+    health = Health.from_environment(client)
+    folder = args.tokenizer_path or model.path
+    special = client.tokenizer.special_tokens if client.tokenizer is not None else {}
+    template = ChatTemplate(folder, args.chat_template, name=args.hf_chat_template_name, special_tokens=special)
+    app = build_app(client, template, health)
+    _configure_uvicorn_logs(args)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=_http_level(args) <= logging.INFO,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=DRAIN_S,
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_certfile=args.ssl_certfile,
+        ssl_ca_certs=args.ssl_ca_certs,
+        ssl_keyfile_password=args.ssl_keyfile_password,
+    )
+    server = _Server(config, client, health, cluster)
+    server.run(sockets=[listener])
+    return server.exit_status
+
+
+def _client(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> EngineClient:
+    tokenizer = None
+    if not args.skip_tokenizer_init:
+        tokenizer = load_tokenizer(args.tokenizer_path or model.path, args.trust_remote_code, args.tokenizer_mode)
+    request_log = None
+    if args.log_requests:
+        request_log = RequestLog(_log, args.log_requests_level, args.log_requests_format)
+    client = EngineClient(cluster.endpoint, tokenizer, model, args, cluster.ready, request_log=request_log)
+    if args.enable_metrics:
+        client.metrics = ServerMetrics(
+            served_name(client),
+            extra={name: str(value) for name, value in (args.extra_metric_labels or {}).items()},
+            ttft_s=buckets.seconds(args.bucket_time_to_first_token, buckets.TIME_TO_FIRST_TOKEN_S),
+            inter_token_s=buckets.seconds(args.bucket_inter_token_latency, buckets.INTER_TOKEN_S),
+            e2e_s=buckets.seconds(args.bucket_e2e_request_latency, buckets.END_TO_END_S),
+        )
+    return client
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our beginning and end: warm-up before the port opens, exit 0 on signals, soon when a role dies."""
+
+    def __init__(self, config: uvicorn.Config, client: EngineClient, health: Health, cluster: Cluster) -> None:
+        super().__init__(config)
+        self._client = client
+        self._health = health
+        self._cluster = cluster
+        self.exit_status = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self._client.start(loop)
+
+        def on_death(role: str, status: int, lines: tuple[str, ...]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended already, and everything with it
+                loop.call_soon_threadsafe(self._role_died, role, status, lines)
+
+        self._cluster.on_death(on_death)
+        if not self._client.args.skip_server_warmup:
+            await self._warm_up()
+        if self.should_exit:
+            return
+        await super().startup(sockets)
+        self._health.state = "Up"
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            _log.info("Listening on %s:%d", host, port)
+        _log.info("The server is fired up and ready to roll!")
+
+    async def _warm_up(self) -> None:
+        try:
+            await generation.generate(self._client, WARM_UP if self._client.tokenizer is not None else WARM_UP_IDS)
+        except RequestError as error:
+            if not self._client.failure:
+                _log.warning("The warm-up request was refused: %s", error)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._health.state = "Exiting"
+        await super().shutdown(sockets)
+        self._client.close()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A first signal drains, a second one does not wait. Unlike uvicorn's, it is not raised again at the end."""
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    def _role_died(self, role: str, status: int, lines: tuple[str, ...]) -> None:
+        for line in lines:
+            _log.error("%s: %s", role, line)
+        self._client.fail(f"The {role} {describe(status)}.")
+        self.exit_status = 1
+        self.should_exit = True
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._hurry)
+
+    def _hurry(self) -> None:
+        self.force_exit = True
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Until uvicorn takes over, and after it, SIGTERM ends the process in order: what was started is stopped."""
+
+    def stop(sig: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """The server's socket, bound before the model is loaded so that a taken port is known at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--host {host} cannot be used: {error}.") from error
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise ConfigError(f"Cannot listen on {host}:{port}: {error}.", hint="Choose another --port.") from error
+        yield listener
+
+
+def _http_level(args: ServerArgs) -> int:
+    return logging.getLevelNamesMapping()[(args.log_level_http or args.log_level).upper()]
+
+
+def _configure_uvicorn_logs(args: ServerArgs) -> None:
+    """uvicorn's lines in the form of ours."""
+    root = logging.getLogger("uvicorn")
+    root.handlers[:] = logging.getLogger("moonlang").handlers
+    root.propagate = False
+    root.setLevel(_http_level(args))
+    logging.getLogger("uvicorn.error").setLevel(max(_http_level(args), logging.WARNING))
+    excluded = tuple(args.uvicorn_access_log_exclude_prefixes)
+    if excluded:
+        logging.getLogger("uvicorn.access").addFilter(lambda record: not _access_path(record).startswith(excluded))
+
+
+def _access_path(record: logging.LogRecord) -> str:
+    """The path in one of uvicorn's access records: client, method, path, HTTP version, status."""
+    arguments: Any = record.args
+    return str(arguments[2])

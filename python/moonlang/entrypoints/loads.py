@@ -1,0 +1,90 @@
+"""How busy the engine is, in the shapes of /v1/loads and /get_load."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from moonlang.base import clock
+from moonlang.base.errors import RequestError
+from moonlang.entrypoints.client import EngineClient
+from moonlang.version import __version__
+
+SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues")
+
+
+async def report(client: EngineClient) -> dict[str, Any]:
+    """The scheduler's own numbers."""
+    return (await client.control("loads")).body
+
+
+def sections(include: str | None) -> frozenset[str]:
+    """What ?include= asks for; everything by default. RequestError 400 on an unknown word."""
+    words = [word.strip() for word in include.split(",")] if include else ["all"]
+    unknown = [word for word in words if word not in (*SECTIONS, "all")]
+    if unknown:
+        raise RequestError(f"include must hold {', '.join(SECTIONS)} or all, got {', '.join(unknown)[:64]!r}.")
+    return frozenset(SECTIONS if "all" in words else words)
+
+
+def loads(client: EngineClient, found: Mapping[str, Any], wanted: frozenset[str]) -> dict[str, Any]:
+    """The body of /v1/loads. found: of `report`."""
+    now = datetime.datetime.fromtimestamp(clock.wall_s(), datetime.UTC).isoformat()
+    load: dict[str, Any] = {"timestamp": now, "dp_rank": 0}
+    if "core" in wanted:
+        load.update(_core(client, found))
+    if "memory" in wanted:
+        page_gb = client.ready.get("scheduler", {}).get("kv_page_bytes", 0) / 1e9
+        load["memory"] = {
+            "weight_gb": None,
+            "kv_cache_gb": page_gb * found["num_pages"],
+            "graph_gb": 0.0,
+            "token_capacity": found["max_total_tokens"],
+        }
+    if "queues" in wanted:
+        load["queues"] = {
+            "waiting": found["num_waiting"],
+            "grammar": found["num_grammar"],
+            "paused": 0,
+            "retracted": 0,
+            "prealloc_ready": 0,
+        }
+    for section, name in (("spec", "speculative"), ("lora", "lora"), ("disagg", "disaggregation")):
+        if section in wanted:
+            load[name] = None  # not part of this server
+    return {
+        "timestamp": now,
+        "version": __version__,
+        "accelerator": client.args.device,
+        "num_accelerators": 1,
+        "loads": [load],
+    }
+
+
+def _core(client: EngineClient, found: Mapping[str, Any]) -> dict[str, Any]:
+    waiting = found["num_waiting"] + found["num_grammar"]
+    limit = client.ready.get("scheduler", {}).get("max_running_requests") or 0
+    return {
+        "num_running_reqs": found["num_running"],
+        "num_waiting_reqs": waiting,
+        "num_waiting_uncached_tokens": found["waiting_tokens"],
+        "num_used_tokens": found["used_tokens"],
+        "num_total_tokens": found["used_tokens"] + found["waiting_tokens"],
+        "num_active_tokens": found["used_tokens"],
+        "num_prealloc_ready_tokens": 0,
+        "max_total_num_tokens": found["max_total_tokens"],
+        "max_running_requests": limit,
+        "token_usage": found["token_usage"],
+        "gen_throughput": found["gen_throughput"],
+        "cache_hit_rate": found["cache_hit_rate"],
+        "utilization": found["num_running"] / limit if limit else 0.0,
+    }
+
+
+def legacy(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The body of /get_load, which routers still poll."""
+    waiting = found["num_waiting"] + found["num_grammar"]
+    tokens = found["used_tokens"] + found["waiting_tokens"]
+    running = found["num_running"]
+    return [{"dp_rank": 0, "num_reqs": running + waiting, "num_waiting_reqs": waiting, "num_tokens": tokens}]

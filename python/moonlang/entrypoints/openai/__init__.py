@@ -1,0 +1,1 @@
+"""The OpenAI dialect: requests to native calls, answers to OpenAI's shapes."""
