@@ -49,7 +49,11 @@ class SchedulerRole:
     def __init__(self, args: ServerArgs, model: ModelConfig, endpoint: Endpoint) -> None:
         backend = registry.find("constrained", args.grammar_backend or "none").BACKEND
         self._grammars: GrammarEngine = backend(
-            args.tokenizer_path or model.path, model.vocab_size, model.eos_token_ids
+            args.tokenizer_path or model.path,
+            model.vocab_size,
+            model.eos_token_ids,
+            any_whitespace=not args.constrained_json_disable_any_whitespace,
+            max_whitespace=args.constrained_json_max_whitespace_cnt,
         )
         self._tickets: dict[Ticket, GrammarSpec] = {}
         self._runner = ModelRunner(model, args, self._grammars)
