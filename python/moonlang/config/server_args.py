@@ -73,7 +73,6 @@ class ServerArgs:
     chunked_prefill_size: Annotated[int | None, Flag("Most prompt tokens per step; -1: no chunking", low=-1)] = None
     max_prefill_tokens: Annotated[int, Flag("Most prompt tokens of all requests in one step", low=1)] = 16384
     prefill_max_requests: Annotated[int | None, Flag("Most requests that prefill in one step", low=1)] = None
-    enable_mixed_chunk: Annotated[bool, Flag("Prefill and decode share a step (here always)")] = False
     schedule_policy: Annotated[str, Flag("Order of waiting requests", POLICIES)] = "fcfs"
     schedule_conservativeness: Annotated[float, Flag("Scales the estimate of output to come", low=0)] = 1.0
     enable_priority_scheduling: Annotated[bool, Flag("Order by the priority of requests, with preemption")] = False
@@ -82,7 +81,6 @@ class ServerArgs:
     abort_on_priority_when_disabled: Annotated[bool, Flag("Refuse a priority when priorities are off")] = False
     schedule_low_priority_values_first: Annotated[bool, Flag("A low value is urgent")] = False
     priority_scheduling_preemption_threshold: Annotated[int, Flag("How much more urgent to preempt", low=0)] = 10
-    retraction_policy: Annotated[str, Flag("Who gives way when KV is full", ("length", "priority"))] = "length"
     page_size: Annotated[int | None, Flag("Tokens per page of the KV cache", low=1, high=1024)] = None
     disable_overlap_schedule: Annotated[bool, Flag("Plan a step only when the one before is done")] = False
     radix_eviction_policy: Annotated[str, Flag("What leaves the prefix cache first", ("lru", "lfu"))] = "lru"
@@ -93,7 +91,6 @@ class ServerArgs:
     attention_backend: Annotated[str | None, Flag("Attention kernels", ("torch_native",))] = None
     sampling_backend: Annotated[str | None, Flag("Sampling kernels", ("pytorch",))] = None
     grammar_backend: Annotated[str | None, Flag("Engine for JSON schemas, regexes, EBNF", ("xgrammar", "none"))] = None
-    constrained_json_whitespace_pattern: Annotated[str | None, Flag("Whitespace of JSON output")] = None
     constrained_json_disable_any_whitespace: Annotated[bool, Flag("JSON output without optional spaces")] = False
     constrained_json_max_whitespace_cnt: Annotated[int | None, Flag("Most spaces in a row in JSON", low=0)] = None
     enable_custom_logit_processor: Annotated[bool, Flag("Let requests bring code that changes logits")] = False
@@ -121,6 +118,9 @@ class ServerArgs:
     request_timeout_s: Annotated[float | None, Flag("Longest life of a request, then 504", low=0.001)] = None
 
     # Of later versions: accepted without effect or refused, as their rows in the flag table say
+    enable_mixed_chunk: Annotated[bool, Flag("Prefill and decode share a step")] = False
+    retraction_policy: Annotated[str, Flag("Who gives way when KV is full", ("length", "priority"))] = "length"
+    constrained_json_whitespace_pattern: Annotated[str | None, Flag("Whitespace of JSON output")] = None
     tokenizer_worker_num: Annotated[int, Flag("Tokenizer processes", low=1)] = 1
     file_storage_path: Annotated[str | None, Flag("Folder for uploaded files")] = None
     warmups: Annotated[str | None, Flag("Named warm-ups")] = None

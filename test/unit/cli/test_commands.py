@@ -50,7 +50,7 @@ def test_serve_hands_the_arguments_to_the_server(monkeypatch):
 
 
 def test_sim_is_found_when_called(monkeypatch):
-    monkeypatch.setitem(sys.modules, "moonlang.sim.main", types.SimpleNamespace(main=lambda argv: len(argv)))
+    monkeypatch.setitem(sys.modules, "moonlang.sim.main", types.SimpleNamespace(main=len))
     assert main(["sim", "--seeds", "5"]) == 2
 
 
