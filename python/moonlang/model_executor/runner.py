@@ -16,6 +16,7 @@ from moonlang.model_executor import sizing
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
 from moonlang.model_executor.slots import SlotTable
+from moonlang.model_executor.threads import limit_threads
 from moonlang.model_loader import fingerprint, load_model
 from moonlang.models import registry as models
 
@@ -49,6 +50,7 @@ class ModelRunner:
         self.device = torch.device(args.device or "cpu")
         self.max_slots = args.max_running_requests or _DEFAULT_SLOTS
         self.vocab_size = config.vocab_size
+        threads = limit_threads()
         free_before = sizing.free_bytes(self.device)
         spec = models.spec_for(config, args.model_impl)
         model = load_model(config, spec, args.load_format, self.device)
@@ -77,7 +79,13 @@ class ModelRunner:
             vocab_size=config.vocab_size,
             device=self.device,
         )
-        _log.info("KV pool: %d pages of %d tokens (%s).", self.num_pages, self.schema.page_size, self.pool_reason)
+        _log.info(
+            "KV pool: %d pages of %d tokens (%s). Compute threads: %d.",
+            self.num_pages,
+            self.schema.page_size,
+            self.pool_reason,
+            threads,
+        )
 
     @property
     def times(self) -> StepTimes:
