@@ -75,6 +75,7 @@ def _folder(name: str, args: ServerArgs, weights: bool = True) -> Path:
 
 def _fetch_hub(name: str, args: ServerArgs, patterns: list[str]) -> Path:
     from huggingface_hub import errors as hub
+    import httpx
     from huggingface_hub import snapshot_download
 
     try:
@@ -97,7 +98,7 @@ def _fetch_hub(name: str, args: ServerArgs, patterns: list[str]) -> Path:
         raise ConfigError(f"There is no folder {name}, and no such model on the hub.", hint=hint) from None
     except hub.HFValidationError as error:
         raise ConfigError(f"{name} is neither a folder nor a hub name: {error}.", hint="Check --model-path.") from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError, OSError) as error:
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"There is no folder {name}, and the hub cannot be reached: {reason}.", hint=_OFFLINE
@@ -108,10 +109,11 @@ def _fetch_modelscope(name: str, args: ServerArgs, patterns: list[str]) -> Path:
     if importlib.util.find_spec("modelscope") is None:
         hint = "Run `pip install modelscope`, or unset SGLANG_USE_MODELSCOPE to use the Hugging Face hub."
         raise ConfigError("SGLANG_USE_MODELSCOPE is set and the package modelscope is not installed.", hint=hint)
-    modelscope = importlib.import_module("modelscope")
+    download = importlib.import_module("modelscope.hub.snapshot_download").snapshot_download
+    errors = importlib.import_module("modelscope.hub.errors")
     try:
         return Path(
-            modelscope.snapshot_download(
+            download(
                 name,
                 revision=args.revision,
                 cache_dir=args.download_dir,
@@ -119,7 +121,7 @@ def _fetch_modelscope(name: str, args: ServerArgs, patterns: list[str]) -> Path:
                 ignore_patterns=_IGNORED,
             )
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (errors.HubError, OSError, ValueError) as error:
         hint = "Check the name and the network, or give --model-path a local folder."
         raise ConfigError(f"ModelScope does not give {name}: {error}.", hint=hint) from None
 

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 
+import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import errors as hub
@@ -118,6 +119,7 @@ def test_hub(folder, monkeypatch):
         (hub.LocalEntryNotFoundError("Cannot find it."), "HF_HUB_OFFLINE"),
         (hub.OfflineModeIsEnabled("Offline."), "HF_ENDPOINT"),
         (ConnectionError("No route."), "No route."),
+        (httpx.ReadTimeout("Too slow."), "Too slow."),
         (hub.HFValidationError("Bad name."), "neither a folder nor a hub name"),
     ],
 )
@@ -135,12 +137,22 @@ def test_modelscope(folder, monkeypatch):
     monkeypatch.setattr(model_source.importlib.util, "find_spec", lambda name: None)
     fails("pip install modelscope", model_path="a/b")
 
+    class HubError(Exception):
+        pass
+
     def download(name, **options):
         if name == "a/b":
             return str(folder)
-        raise ValueError("no such model")
+        raise HubError("no such model")
 
     monkeypatch.setattr(model_source.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setitem(sys.modules, "modelscope", types.SimpleNamespace(snapshot_download=download))
+    modules = {
+        "modelscope": types.SimpleNamespace(__path__=[]),
+        "modelscope.hub": types.SimpleNamespace(__path__=[]),
+        "modelscope.hub.snapshot_download": types.SimpleNamespace(snapshot_download=download),
+        "modelscope.hub.errors": types.SimpleNamespace(HubError=HubError),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
     assert local_path(ServerArgs.create(model_path="a/b")) == str(folder)
     fails("no such model", model_path="a/c")
