@@ -190,8 +190,8 @@ class _ViewMaker:
                 blocks.append(_PrefillBlock(first, first + length, length, None, None))
             else:
                 step = max(1, _MASK_ELEMENTS // min(start + length, (self.window or start + length) + length))
-                for at in range(0, length, step):
-                    blocks.append(self._block(row, first + at, start + at, min(step, length - at)))
+                cuts = range(0, length, step)
+                blocks.extend(self._block(row, first + at, start + at, min(step, length - at)) for at in cuts)
             first += length
         return blocks
 

@@ -36,7 +36,7 @@ def safetensors_files(folder: str) -> list[Path]:
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         raise ConfigError(
-            f"{folder} is incomplete: {_some(missing)} missing, {len(names) - len(missing)} of {len(names)} files there.",
+            f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing: {_some(missing)}.",
             hint="Finish the download, for instance by deleting the folder and starting again with the model's name.",
         )
     return [root / name for name in names]

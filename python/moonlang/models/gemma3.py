@@ -1,4 +1,4 @@
-"""Gemma 3, the text model: five layers in six slide with their own rope base, q and k are normalised, nothing is capped.
+"""Gemma 3, text: five layers in six slide and have their own rope base, q and k are normalised, no score is capped.
 
 A multimodal checkpoint (Gemma3ForConditionalGeneration) is served without its eyes: the vision tensors are not loaded.
 """
