@@ -1,4 +1,4 @@
-"""The native call, without HTTP: from the object that /generate takes to answers as plain dicts. `Engine` uses it, too."""
+"""The native call, without HTTP: from the object that /generate takes to answers as plain dicts; `Engine` uses it."""
 
 from __future__ import annotations
 

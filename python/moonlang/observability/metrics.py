@@ -23,22 +23,22 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Distribution:
     """Counts of values per bucket, and their sum."""
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_sum", "counts")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
+        self.counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
+        self.counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
     def export(self, family: HistogramMetricFamily, labels: list[str]) -> None:
         """Add this distribution to a family, with cumulative counts as Prometheus wants them."""
         total = 0
         found: list[tuple[str, float]] = []
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+        for bound, count in zip((*self._bounds, float("inf")), self.counts, strict=True):
             total += count
             found.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
         family.add_metric(labels, found, self._sum)
