@@ -75,7 +75,6 @@ def _folder(name: str, args: ServerArgs, weights: bool = True) -> Path:
 
 def _fetch_hub(name: str, args: ServerArgs, patterns: list[str]) -> Path:
     from huggingface_hub import errors as hub
-    import httpx
     from huggingface_hub import snapshot_download
 
     try:
@@ -98,7 +97,8 @@ def _fetch_hub(name: str, args: ServerArgs, patterns: list[str]) -> Path:
         raise ConfigError(f"There is no folder {name}, and no such model on the hub.", hint=hint) from None
     except hub.HFValidationError as error:
         raise ConfigError(f"{name} is neither a folder nor a hub name: {error}.", hint="Check --model-path.") from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    # OSError, and the base error of the HTTP library below, whichever that is in the installed version.
+    except hub.HfHubHTTPError.__bases__ as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"There is no folder {name}, and the hub cannot be reached: {reason}.", hint=_OFFLINE
