@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -77,6 +78,8 @@ def _fetch_hub(name: str, args: ServerArgs, patterns: list[str]) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
+    # OSError, and the base error of the HTTP library below, whichever that is in the installed version.
+    network_errors = cast("tuple[type[Exception], ...]", hub.HfHubHTTPError.__bases__)
     try:
         return Path(
             snapshot_download(
@@ -97,8 +100,7 @@ def _fetch_hub(name: str, args: ServerArgs, patterns: list[str]) -> Path:
         raise ConfigError(f"There is no folder {name}, and no such model on the hub.", hint=hint) from None
     except hub.HFValidationError as error:
         raise ConfigError(f"{name} is neither a folder nor a hub name: {error}.", hint="Check --model-path.") from None
-    # OSError, and the base error of the HTTP library below, whichever that is in the installed version.
-    except hub.HfHubHTTPError.__bases__ as error:
+    except network_errors as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"There is no folder {name}, and the hub cannot be reached: {reason}.", hint=_OFFLINE
