@@ -14,6 +14,7 @@ from moonlang.base.errors import ConfigError
 from moonlang.text.pieces import Pieces
 
 _PARALLEL_CHARS = 4096  # from here on encoding is worth a call that lets other threads run meanwhile
+_AROUND_BY_CONFIG = ("Llama", "CodeLlama", "Gemma", "Cohere")  # classes that heed add_bos_token and add_eos_token
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -60,13 +61,7 @@ class FastTokenizer:
         self.eos_id = self._named_id("eos_token")
         self._special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
         self._decoder = _decoder(backend)
-        # An explicit word in the config overrides the post-processor of tokenizer.json, as in transformers.
-        self._around: tuple[list[int], list[int]] | None = None
-        add_bos, add_eos = config.get("add_bos_token"), config.get("add_eos_token")
-        if add_bos is not None or add_eos is not None:
-            before = [self.bos_id] if add_bos and self.bos_id is not None else []
-            after = [self.eos_id] if add_eos and self.eos_id is not None else []
-            self._around = (before, after)
+        self._around = self._explicit(config)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens written out in the text become their ids."""
@@ -93,6 +88,16 @@ class FastTokenizer:
     def pieces(self, skip_special_tokens: bool) -> Pieces | None:
         skipped = self._special_ids if skip_special_tokens else frozenset()
         return Pieces.of(self._decoder, self._backend.id_to_token, skipped)
+
+    def _explicit(self, config: dict[str, Any]) -> tuple[list[int], list[int]] | None:
+        """Ids around each text where the config has the say; None where the post-processor of tokenizer.json has it."""
+        add_bos, add_eos = config.get("add_bos_token"), config.get("add_eos_token")
+        by_config = str(config.get("tokenizer_class", "")).startswith(_AROUND_BY_CONFIG)
+        if not by_config or (add_bos is None and add_eos is None):
+            return None
+        before = [self.bos_id] if add_bos and self.bos_id is not None else []
+        after = [self.eos_id] if add_eos and self.eos_id is not None else []
+        return before, after
 
     def _named_id(self, role: str) -> int | None:
         text = self.special_tokens.get(role)
