@@ -15,6 +15,8 @@ from moonlang.config import flag, table
 from moonlang.config.server_args import ServerArgs
 from moonlang.config.table import Row
 
+_NUMBER_BOUND = 2**63
+
 _log = log.get(__name__)
 
 
@@ -118,6 +120,9 @@ def _check_item(row: Row, value: Any) -> None:
     if row.choices and value not in row.choices:
         legal = ", ".join(str(choice) for choice in row.choices)
         raise ConfigError(f"{row.names[0]} {_show(value)} is not supported.", hint=f"Choose one of: {legal}.")
+    # Children get the arguments as JSON: no NaN, no infinity, and integers of 64 bits.
+    if row.kind in ("int", "float") and not abs(value) < _NUMBER_BOUND:
+        raise ConfigError(f"{row.names[0]} is out of range.", hint="Give a finite number.")
     if row.flag is None:
         return
     if row.kind == "json":
