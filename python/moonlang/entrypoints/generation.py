@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -315,7 +315,7 @@ async def generate(client: EngineClient, body: Mapping[str, Any]) -> dict[str, A
     return bodies if call.batched else bodies[0]
 
 
-async def generate_stream(client: EngineClient, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def generate_stream(client: EngineClient, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
     """The same as it grows: cumulative unless --incremental-streaming-output; `index` tells sequences apart."""
     call = await prepare(client, convert({**body, "stream": True}))
     answers = call.answers(client)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-_PREFIX = "moonlang-"
+_PREFIX = "moonlang-run-"
 _OWNER = "owner.lock"
 _LONGEST_SOCKET_PATH = 107  # bytes, from sockaddr_un
 _LONGEST_NAME = 24  # bytes, of a file in the folder
