@@ -1,0 +1,1 @@
+"""Parts of the training of ``moonlang-tiny``, the model that is built into MoonLang."""
