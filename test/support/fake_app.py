@@ -1,0 +1,65 @@
+"""The HTTP application over a FakeEngine, called without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from fake_engine import FakeEngine
+
+from moonlang.config.server_args import ServerArgs
+from moonlang.entrypoints.app import build_app
+from moonlang.entrypoints.client import EngineClient
+from moonlang.entrypoints.health import Health
+from moonlang.text.chat_template import ChatTemplate
+
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One application and what is behind it."""
+
+    http: httpx.AsyncClient
+    engine: FakeEngine
+    client: EngineClient
+    health: Health
+
+
+@asynccontextmanager
+async def served(args: ServerArgs | None = None, *, metrics: bool = False, **model: Any) -> AsyncIterator[Served]:
+    with FakeEngine() as engine:
+        client = engine.client(args, metrics=metrics, **model)
+        client.start(asyncio.get_running_loop())
+        health = Health(client, timeout_s=0.2)
+        health.state = "Up"
+        app = build_app(client, ChatTemplate("", TEMPLATE, special_tokens={}), health)
+        transport = httpx.ASGITransport(app=app)
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                yield Served(http, engine, client, health)
+        finally:
+            client.close()
+
+
+def run_served(case: Callable[[Served], Awaitable[None]], args: ServerArgs | None = None, **more: Any) -> None:
+    """Run one test case against a fresh application."""
+
+    async def main() -> None:
+        async with served(args, **more) as found:
+            await case(found)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The events of a stream that has ended well, the terminator excluded."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = response.text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
