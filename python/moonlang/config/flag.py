@@ -28,7 +28,8 @@ def parse_int(text: str) -> int:
     """An integer as people write it: `32000`, `32k` (32,000), `32Ki` (32,768), `1.5M`."""
     match = _INT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None or (match[3] and not match[2]):
-        raise argparse.ArgumentTypeError(f"{text[:_LONGEST]!r} is not an integer; write it like 4096, 4k (4,000) or 4Ki (4,096)")
+        shown = text[:_LONGEST]
+        raise argparse.ArgumentTypeError(f"{shown!r} is not an integer; write it like 4096, 4k (4,000) or 4Ki (4,096)")
     factor = (1024 if match[3] else 1000) ** _SUFFIX[match[2].lower()]
     if "." not in match[1]:
         return int(match[1]) * factor

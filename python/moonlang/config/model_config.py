@@ -24,13 +24,28 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
+# A config.json may leave out what its class in transformers has as a default; these are the defaults that checkpoints use.
+_CLASS_DEFAULTS: dict[str, dict[str, int]] = {
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072},
+    "qwen2": {"max_position_embeddings": 32768},
+    "qwen3": {"head_dim": 128, "max_position_embeddings": 32768},
+    "gemma2": {"head_dim": 256, "max_position_embeddings": 8192},
+    "gemma3_text": {
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+    },
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The shape and the habits of one checkpoint. Heads, dims and lengths count whole numbers; lengths are tokens."""
 
     path: str
-    hf: dict[str, Any]  # config.json with text_config lifted and --json-model-override-args applied
+    hf: dict[str, Any]  # config.json with text_config lifted, class defaults and --json-model-override-args applied
     architectures: tuple[str, ...]
     model_type: str
     vocab_size: int
@@ -50,6 +65,7 @@ def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
     folder = Path(path)
     override = msgspec.json.decode(args.json_model_override_args)
     hf = _lifted(_read_object(folder / "config.json") | override) | override
+    hf = _CLASS_DEFAULTS.get(str(hf.get("model_type")), {}) | hf
     _refuse_quantized(hf)
     generation = _read_object(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     hidden, heads = _size(hf, _HIDDEN), _size(hf, _HEADS)
@@ -147,8 +163,9 @@ def _own_context_length(hf: Mapping[str, Any]) -> int | None:
     if isinstance(rope.get("full_attention"), dict):
         rope = rope["full_attention"]
     kind = rope.get("rope_type", rope.get("type", "default"))
-    # llama3 and longrope checkpoints state the stretched length themselves.
-    if length is None or kind not in ("linear", "dynamic", "yarn") or not rope.get("factor"):
+    # llama3, longrope and Gemma 3 checkpoints state the stretched length themselves.
+    stated = kind not in ("linear", "dynamic", "yarn") or str(hf.get("model_type")).startswith("gemma3")
+    if length is None or stated or not rope.get("factor"):
         return length
     base = rope.get("original_max_position_embeddings") or length
     return max(length, int(base * rope["factor"]))

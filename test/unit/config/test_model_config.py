@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import transformers
 
 from moonlang.base.errors import ConfigError
+from moonlang.config import model_config
 from moonlang.config.model_config import load_model_config
 from moonlang.config.server_args import ServerArgs
 
@@ -43,6 +45,28 @@ def test_the_language_part_of_a_multimodal_config_is_lifted(tmp_path):
     assert model.architectures == ("Gemma3ForConditionalGeneration",)
     assert (model.model_type, model.vocab_size) == ("llama", 128)
     assert "text_config" not in model.hf
+
+
+def test_class_defaults_of_a_sparse_config(tmp_path):
+    """The text_config of google/gemma-3-4b-it, as published."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    model = load(tmp_path, {"model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16"})
+    assert (model.num_heads, model.num_kv_heads, model.head_dim, model.vocab_size) == (8, 4, 256, 262208)
+    assert model.context_length == model.hf["max_position_embeddings"] == 131072
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+def test_class_defaults_are_those_of_transformers(model_type):
+    theirs = transformers.CONFIG_MAPPING[model_type]()
+    for name, value in model_config._CLASS_DEFAULTS[model_type].items():
+        assert getattr(theirs, name) == value, name
 
 
 def test_override(tmp_path):
