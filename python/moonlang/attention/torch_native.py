@@ -17,6 +17,7 @@ from moonlang.attention.batch import AttentionSpec, BatchLayout, KvPages
 _PADDED_ELEMENTS = 1 << 25  # keys and values of one decode group, padding included: bounds its memory
 _SHORT_TOKENS = 256  # decode rows up to this length share a group whatever their lengths
 _MASK_ELEMENTS = 1 << 21  # queries x keys of one masked prefill block
+_TOKEN_MULTIPLE = 16  # a decode group is padded to this: matrix libraries round odd sizes differently from even ones
 
 
 @dataclass(slots=True)
@@ -140,9 +141,12 @@ class _ViewMaker:
         return self._groups_by_length(starts)
 
     def _pages(self, start: int) -> int:
-        """How many pages a decode row at position `start` reads, at most."""
+        """How many pages to gather for a decode row at position `start`, so that it sees all it should."""
         pages = start // self.page + 1
-        return pages if self.window is None else min(pages, (self.window - 1) // self.page + 2)
+        if self.window is not None:
+            pages = min(pages, (self.window - 1) // self.page + 2)
+        tokens = -(-pages * self.page // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
+        return -(-tokens // self.page)
 
     def _groups_by_length(self, starts: list[int]) -> list[_DecodeGroup]:
         """Longest first; a group takes rows down to half its longest, as many as the memory bound allows."""

@@ -6,6 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_MIN_ROWS = 4
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x: [T, in], weight: [out, in] -> x W^T + b: [T, out].
+
+    A token's result should not depend on how many others are in the batch. The CPU libraries keep to that (on the
+    machines tried), except that float32 products of fewer than four rows take another path: those are padded.
+    """
+    if len(x) < _MIN_ROWS and x.dtype == torch.float32 and x.device.type == "cpu":
+        return F.linear(F.pad(x, (0, 0, 0, _MIN_ROWS - len(x))), weight, bias)[: len(x)]
+    return F.linear(x, weight, bias)
+
 
 class Linear(nn.Module):
     """y = x W^T + b. weight: [out, in], uninitialised until a loader fills it.
@@ -21,4 +34,4 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out]."""
-        return F.linear(x, self.weight, self.bias)
+        return project(x, self.weight, self.bias)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from moonlang.layers.linear import project
 
 
 def logits(hidden: Tensor, weight: Tensor, softcap: float | None = None) -> Tensor:
@@ -12,7 +13,7 @@ def logits(hidden: Tensor, weight: Tensor, softcap: float | None = None) -> Tens
 
     softcap c bounds the scores to (-c, c): c * tanh(x / c), computed in the weight's dtype as Gemma 2 does.
     """
-    scores = F.linear(hidden, weight)
+    scores = project(hidden, weight)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     return scores.float()
