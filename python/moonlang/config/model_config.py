@@ -24,7 +24,7 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
-# A config.json may leave out what its class in transformers has as a default. These are the defaults that are relied on.
+# What config.json may leave out because its class in transformers has a default: the defaults that are relied on.
 _CLASS_DEFAULTS: dict[str, dict[str, int]] = {
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072},
     "qwen2": {"max_position_embeddings": 32768},
