@@ -20,7 +20,7 @@ from moonlang.base.errors import ConfigError
 from moonlang.config.server_args import ServerArgs, parse
 
 PROMPT = "Write a short story about a fox."
-MAX_TOKENS = 60
+MAX_TOKENS = 100
 POLL_S = 0.1
 
 
@@ -49,7 +49,8 @@ def base_url(args: ServerArgs) -> str:
 
 
 def curl_line(url: str, model: str, api_key: str | None) -> str:
-    body = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": MAX_TOKENS}
+    messages = [{"role": "user", "content": PROMPT}]
+    body = {"model": model, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
     words = ["curl", "-s", f"{url}/v1/chat/completions", "-H", "Content-Type: application/json"]
     if api_key:
         words += ["-H", f"Authorization: Bearer {api_key}"]
@@ -57,12 +58,13 @@ def curl_line(url: str, model: str, api_key: str | None) -> str:
 
 
 def python_line(url: str, model: str, api_key: str | None) -> str:
-    call = (
-        f"from openai import OpenAI; client = OpenAI(base_url={url + '/v1'!r}, api_key={api_key or 'none'!r}); "
-        f"print(client.chat.completions.create(model={model!r}, max_tokens={MAX_TOKENS}, "
-        f"messages=[{{'role': 'user', 'content': {PROMPT!r}}}]).choices[0].message.content)"
+    text = json.dumps  # a string in double quotes, so that the shell's single quotes can go around all of it
+    code = (
+        f"from openai import OpenAI; client = OpenAI(base_url={text(url + '/v1')}, api_key={text(api_key or 'none')}); "
+        f"print(client.chat.completions.create(model={text(model)}, max_tokens={MAX_TOKENS}, temperature=0, "
+        f'messages=[{{"role": "user", "content": {text(PROMPT)}}}]).choices[0].message.content)'
     )
-    return f'{shlex.quote(sys.executable)} -c "{call}"'
+    return shlex.join([sys.executable, "-c", code])
 
 
 def main() -> None:
@@ -72,6 +74,8 @@ def main() -> None:
         args = parse(sys.argv[2:])
     except ConfigError:
         return
+    if args.port == 0 or args.ssl_certfile:
+        return  # only the server knows the port; a certificate may be one that this machine does not trust
     url = base_url(args)
     pause = Event()
     while fetch(f"{url}/health", args.api_key) is None:
