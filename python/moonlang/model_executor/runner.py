@@ -19,6 +19,7 @@ from moonlang.model_executor.slots import SlotTable
 from moonlang.model_executor.threads import limit_threads
 from moonlang.model_loader import fingerprint, load_model
 from moonlang.models import registry as models
+from moonlang.models.spec import CausalModel
 
 _log = log.get(__name__)
 
@@ -28,14 +29,16 @@ _DEFAULT_SLOTS = 256
 class PagedModel:
     """A model with the pool it writes to and the attention backend that reads it."""
 
-    def __init__(self, model: torch.nn.Module, pool: KvPool, backend: AttentionBackend) -> None:
+    def __init__(self, model: CausalModel, pool: KvPool, backend: AttentionBackend) -> None:
         self._model = model
         self._pool = pool
         self._backend = backend
-        self.logits = model.logits
 
     def forward(self, input_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         return self._model(input_ids, ForwardContext(layout, self._pool, self._backend))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._model.logits(hidden)
 
 
 class ModelRunner:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from moonlang.base import registry
 from moonlang.config.model_config import ModelConfig
 from moonlang.model_loader.fingerprint import fingerprint
-from moonlang.models.spec import ModelSpec, torch_dtype
+from moonlang.models.spec import CausalModel, ModelSpec, torch_dtype
 
 __all__ = ["fingerprint", "load_model"]
 
 
 def load_model(
     config: ModelConfig, spec: ModelSpec, load_format: str = "auto", device: torch.device | str = "cpu", seed: int = 0
-) -> nn.Module:
+) -> CausalModel:
     """The model that `spec` builds for `config`, on `device`, in dtype config.dtype, ready for inference.
 
     seed: of the random weights of load format `dummy`. ConfigError when the checkpoint is incomplete or does not fit.

@@ -72,7 +72,7 @@ class ModelSpec:
     build: Callable[[ModelConfig, torch.dtype], CausalModel]
     tiny: Callable[[], dict[str, Any]]
     weights: WeightsMap = WeightsMap()
-    load: Callable[[ModelConfig, str, torch.device], nn.Module] | None = None
+    load: Callable[[ModelConfig, str, torch.device], CausalModel] | None = None
 
     def kv_schema(self, config: ModelConfig, page_size: int, fingerprint: str = "") -> KvSchema:
         """The page layout of this model. fingerprint: `model_loader.fingerprint` of the weights."""
