@@ -18,7 +18,9 @@ from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.health import Health
 from moonlang.text.chat_template import ChatTemplate
 
-TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
 
 
 @dataclass(frozen=True, slots=True)

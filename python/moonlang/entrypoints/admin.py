@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 from typing import Any
@@ -56,8 +57,8 @@ class AdminRoutes:
             (("/flush_cache",), self.flush_cache, ["GET", "POST"]),
             (("/abort_request",), self.abort_request, ["POST"]),
         ):
-            for path in paths:
-                router.add_api_route(path, handler, methods=methods, response_model=None)
+            for path, method in itertools.product(paths, methods):
+                router.add_api_route(path, handler, methods=[method], response_model=None)
         if self._client.metrics is not None:
             router.add_api_route("/metrics", self.metrics, methods=["GET"], response_model=None)
         return router

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from moonlang.entrypoints.admin import MANAGEMENT, AdminRoutes
@@ -23,23 +22,23 @@ from moonlang.version import __version__
 def build_app(client: EngineClient, template: ChatTemplate, health: Health) -> FastAPI:
     """The application."""
     app = FastAPI(title="MoonLang", version=__version__, root_path=client.args.fastapi_root_path)
-    groups: tuple[Any, ...] = (
-        NativeRoutes(client),
-        ChatRoutes(client, template),
-        CompletionRoutes(client),
-        ModelRoutes(client),
-        TokenRoutes(client, template),
-        AdminRoutes(client, health),
+    routers = (
+        NativeRoutes(client).router(),
+        ChatRoutes(client, template).router(),
+        CompletionRoutes(client).router(),
+        ModelRoutes(client).router(),
+        TokenRoutes(client, template).router(),
+        AdminRoutes(client, health).router(),
     )
-    for group in groups:
-        app.include_router(group.router())
+    for router in routers:
+        app.include_router(router)
     app.add_middleware(
         Gate,
         api_key=client.args.api_key,
         admin_api_key=client.args.admin_api_key,
         management=MANAGEMENT,
         metrics=client.metrics,
-        routes=frozenset(path for route in app.routes if (path := getattr(route, "path", ""))),
+        routes=frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute)),
     )
     app.add_middleware(
         CORSMiddleware, allow_origins=["*"], allow_credentials=True, allow_methods=["*"], allow_headers=["*"]

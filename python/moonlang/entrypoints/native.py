@@ -22,7 +22,8 @@ class NativeRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["native"])
-        router.add_api_route("/generate", self.generate, methods=["POST", "PUT"], response_model=None)
+        for method in ("POST", "PUT"):
+            router.add_api_route("/generate", self.generate, methods=[method], response_model=None)
         return router
 
     async def generate(self, request: Request) -> Response:

@@ -21,7 +21,11 @@ def run(case: Coroutine[Any, Any, None]) -> None:
 
 def ask(rid: str, text: str = "abc", *, key: str = "", limit: int | None = None) -> Generate:
     return Generate(
-        rid=rid, input_ids=[ord(c) for c in text], sampling=SamplingParams(max_new_tokens=limit), stream=True, extra_key=key
+        rid=rid,
+        input_ids=[ord(c) for c in text],
+        sampling=SamplingParams(max_new_tokens=limit),
+        stream=True,
+        extra_key=key,
     )
 
 
