@@ -102,7 +102,14 @@ def test_dummy_weights(tmp_path: Path) -> None:
         (SMALL | {"model_type": "bloom", "n_head": 4, "n_layer": 2}, "fallback cannot serve this model|cannot load"),
         (SMALL | {"model_type": "mamba", "state_size": 4}, "fallback cannot serve this model|cannot load"),
         (
-            SMALL | {"model_type": "gpt_oss", "head_dim": 16, "num_key_value_heads": 2, "num_local_experts": 2},
+            SMALL
+            | {
+                "model_type": "gpt_oss",
+                "head_dim": 16,
+                "num_key_value_heads": 2,
+                "num_local_experts": 2,
+                "num_experts_per_tok": 1,
+            },
             "its attention uses s_aux",
         ),
         (SMALL | {"model_type": "never-heard-of"}, "does not know model type 'never-heard-of'"),

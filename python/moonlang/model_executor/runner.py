@@ -13,6 +13,7 @@ from moonlang.core.plan import Row, SlotStart, StepPlan, StepResult
 from moonlang.core.ports import GrammarEngine
 from moonlang.core.sampling import SamplingParams
 from moonlang.model_executor import sizing
+from moonlang.model_executor.allocator import keep_freed_memory
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
 from moonlang.model_executor.slots import SlotTable
@@ -54,6 +55,7 @@ class ModelRunner:
         self.max_slots = args.max_running_requests or _DEFAULT_SLOTS
         self.vocab_size = config.vocab_size
         threads = limit_threads()
+        keep_freed_memory()
         free_before = sizing.free_bytes(self.device)
         spec = models.spec_for(config, args.model_impl)
         model = load_model(config, spec, args.load_format, self.device)
