@@ -404,12 +404,12 @@ class Scheduler:
         """Whether the sequence ends here; a stop token counts before the length. Stop strings are the detokenizer's."""
         if outcome.tokens:
             token, sampling = outcome.tokens[-1], request.sampling
-            if outcome.ended:
+            eos = token in self.config.eos_token_ids
+            stop = token in sampling.stop_token_ids
+            if outcome.ended:  # the token that completes a grammar is part of the text, unless it is a stop token
+                return Finish("stop", matched=token if eos or stop else None)
+            if request.output_len > sampling.min_new_tokens and (stop or (eos and not sampling.ignore_eos)):
                 return Finish("stop", matched=token)
-            if request.output_len > sampling.min_new_tokens:
-                eos = not sampling.ignore_eos and token in self.config.eos_token_ids
-                if eos or token in sampling.stop_token_ids:
-                    return Finish("stop", matched=token)
         if len(request.tokens) >= request.max_total and request.computed >= request.admitted:
             return Finish("length", length=request.output_len)
         return None

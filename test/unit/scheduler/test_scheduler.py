@@ -382,6 +382,16 @@ def test_grammars_are_compiled_once_and_hold_only_their_own_requests() -> None:
     assert bench.scheduler.idle
 
 
+@pytest.mark.parametrize(("token", "matched"), [(7, None), (EOS, EOS)])
+def test_a_complete_grammar_ends_with_its_last_token_in_the_text(token: int, matched: int | None) -> None:
+    bench = Bench()
+    bench.add("a", prompt(0, 3))
+    bench.must_plan()
+    bench.commit(token, ended=True)
+    assert bench.end("a") == ("stop", matched)
+    assert bench.tokens("a") == [token]
+
+
 def test_a_failed_row_ends_its_request_only() -> None:
     bench = Bench()
     bench.add("a", prompt(0, 5))
