@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 import traceback
@@ -15,12 +14,11 @@ from moonlang.base import log
 from moonlang.base.errors import ConfigError, MoonLangError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
-from moonlang.core.messages import Ready
 from moonlang.messaging.wakeup import Wakeup
 from moonlang.messaging.zmq import ZmqEndpoint
 from moonlang.roles import lifeline, topology
 from moonlang.roles.heartbeat import Heartbeat
-from moonlang.roles.role import create, drive
+from moonlang.roles.role import create, live
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +83,7 @@ def _run(job: Job, directory: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     gc.collect()
     gc.freeze()  # what was loaded stays: no later collection has to walk it
-    endpoint.send(topology.API, Ready(role=job.role, pid=os.getpid(), body=role.ready_body()))
-    try:
-        drive(role, endpoint, stop=stop, heartbeat=heartbeat)
-    finally:
-        role.close()
-        endpoint.close()
+    live(job.role, role, endpoint, stop=stop, heartbeat=heartbeat)
 
 
 if __name__ == "__main__":

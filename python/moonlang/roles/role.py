@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import getpid
 from typing import Any, Protocol
 
 from moonlang.base.clock import monotonic_ns
 from moonlang.base.errors import BugError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
+from moonlang.core.messages import Ready
 from moonlang.core.ports import Endpoint
 from moonlang.messaging.wakeup import Wakeup
+from moonlang.roles import topology
 from moonlang.roles.heartbeat import Heartbeat
 
 NEVER_NS = 2**63 - 1  # a wake time: only a message wakes this role
@@ -49,6 +52,17 @@ def create(name: str, args: ServerArgs, model: ModelConfig, endpoint: Endpoint) 
 
             return DetokenizerRole(args, model, endpoint)
     raise BugError(f"There is no role {name!r}.")
+
+
+def live(name: str, role: Role, endpoint: Endpoint, *, stop: Wakeup, heartbeat: Heartbeat) -> None:
+    """Report `role` ready, drive it until `stop` is set, then close it and its endpoint."""
+    heartbeat.beat(monotonic_ns())
+    try:
+        endpoint.send(topology.API, Ready(role=name, pid=getpid(), body=role.ready_body()))
+        drive(role, endpoint, stop=stop, heartbeat=heartbeat)
+    finally:
+        role.close()
+        endpoint.close()
 
 
 def drive(role: Role, endpoint: Endpoint, *, stop: Wakeup, heartbeat: Heartbeat) -> None:

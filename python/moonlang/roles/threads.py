@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from os import getpid
 
 from moonlang.base.errors import ConfigError, MoonLangError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
-from moonlang.core.messages import Ready
 from moonlang.messaging.inproc import Hub, InprocEndpoint
 from moonlang.messaging.wakeup import Wakeup
 from moonlang.roles import topology
 from moonlang.roles.exits import Exit, OnExit
 from moonlang.roles.heartbeat import Heartbeat
-from moonlang.roles.role import create, drive
+from moonlang.roles.role import create, live
 
 
 class ThreadGroup:
@@ -50,26 +49,19 @@ class ThreadGroup:
             thread.join(timeout_s)
 
     def _run(self, name: str) -> None:
-        error: MoonLangError | None = None
         try:
             self._live(name)
-        except MoonLangError as caught:
-            error = caught
+        except Exception as caught:  # noqa: BLE001 - the edge of the role: whatever it was, it is shown
             lines = traceback.format_exc().splitlines()
-        except Exception:  # noqa: BLE001 - the edge of the role: whatever it was, the owner shows these lines
-            lines = traceback.format_exc().splitlines()
-        else:
-            return
-        if not self._stop.is_set:
-            status = ConfigError.exit_status if isinstance(error, ConfigError) else 1
-            self._on_exit(Exit(name=name, status=status, lines=tuple(lines), error=error))
+            error = caught if isinstance(caught, MoonLangError) else None
+            wrong_config = isinstance(caught, ConfigError)
+            if not wrong_config:
+                sys.stderr.write("\n".join((*lines, "")))
+            if not self._stop.is_set:
+                status = ConfigError.exit_status if wrong_config else 1
+                self._on_exit(Exit(name=name, status=status, lines=tuple(lines), error=error))
 
     def _live(self, name: str) -> None:
         endpoint = InprocEndpoint(name, self._hub)
         role = create(name, self._args, self._model, endpoint)
-        endpoint.send(topology.API, Ready(role=name, pid=getpid(), body=role.ready_body()))
-        try:
-            drive(role, endpoint, stop=self._stop, heartbeat=self._heartbeats[name])
-        finally:
-            role.close()
-            endpoint.close()
+        live(name, role, endpoint, stop=self._stop, heartbeat=self._heartbeats[name])
