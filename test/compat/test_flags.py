@@ -6,9 +6,11 @@ import logging
 import re
 import shlex
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
+import moonlang
 from moonlang.base.errors import ConfigError
 from moonlang.config import table
 from moonlang.config.server_args import ServerArgs, parse
@@ -20,6 +22,15 @@ ROWS = [row for row in table.load().rows.values() if row.section != table.OWN_SE
 SUPPORTED = [row for row in ROWS if row.status == "supported" and row.has_field]
 
 OWN_FLAGS = ["messaging_backend", "in_process", "request_timeout_s"]
+# Fields that act within the configuration itself: where the model comes from, and what is checked at start.
+READ_BY_CONFIG = {
+    "revision",
+    "download_dir",
+    "json_model_override_args",
+    "kv_cache_dtype",
+    "sampling_backend",
+    "messaging_backend",
+}
 # Choices that SGLang does not have.
 OWN_CHOICES = {"--model-impl": {"moonlang"}}
 
@@ -128,6 +139,16 @@ def test_every_field_is_a_flag_of_sglang_or_one_of_our_own():
     names = [field.name for field in dataclasses.fields(ServerArgs)]
     assert [name for name in names if table.option_name(name) not in SGLANG] == OWN_FLAGS
     assert all(row.has_field for row in ROWS if row.status == "supported" and row.dest != "config")
+
+
+def test_supported_flags_are_read_by_the_program():
+    """A field that nothing outside the configuration reads would be a flag that is silently ignored."""
+    packages = [path for path in Path(moonlang.__file__).parent.iterdir() if path.name not in ("config", "cli")]
+    files = [file for package in packages for file in [package, *package.rglob("*.py")] if file.suffix == ".py"]
+    source = "\n".join(file.read_text("utf-8") for file in files)
+    rows = [row for row in table.load().rows.values() if row.status == "supported" and row.has_field]
+    unread = {row.dest for row in rows if not re.search(rf"\.{row.dest}\b", source)}
+    assert unread == READ_BY_CONFIG
 
 
 def test_hints_name_flags_that_work():
