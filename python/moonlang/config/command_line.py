@@ -14,6 +14,7 @@ from moonlang.config import build, flag, table
 from moonlang.config.server_args import ServerArgs
 from moonlang.config.table import Row
 
+_NEGATION = "--no-"
 _OPTION = re.compile(r"--[A-Za-z][\w-]*")
 SECTIONS = {
     "model": "model and weights",
@@ -47,16 +48,13 @@ def _written_out(argv: Sequence[str]) -> list[str]:
         if token == "--":
             return [*result, *argv[position:]]
         name, equals, value = token.partition("=")
-        if _OPTION.fullmatch(name) is None or name in ("--help", *_negations()):
+        if _OPTION.fullmatch(name) is None or name == "--help":
             result.append(token)
+        elif name.startswith(_NEGATION):
+            result.append(_NEGATION + known.find("--" + name.removeprefix(_NEGATION)).names[0][2:] + equals + value)
         else:
             result.append(known.find(name).names[0] + equals + value)
     return result
-
-
-@cache
-def _negations() -> frozenset[str]:
-    return frozenset("--no-" + row.names[0][2:] for row in table.load().rows.values() if row.kind == "bool/no")
 
 
 class _Parser(argparse.ArgumentParser):
