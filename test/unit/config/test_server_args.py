@@ -79,7 +79,7 @@ def test_all_problems_at_once():
         (["--port"], "expected one argument"),
         (["--port", "x"], "not an integer"),
         (["stray"], "stray"),
-        (["--no-dllm"], "--dllm-fdfo false"),
+        (["--no-dllm-f"], "--dllm-fdfo false"),
         (["--no-port"], "--no-port"),
         (["--no-such"], "no flag --such"),
         (["--p", "1"], "--page-size"),
