@@ -167,8 +167,10 @@ def test_log_softmax_and_best():
     temperature = np.array([1, 0.5, 2, 1, 1, 1], np.float32)
     got = sampler.log_softmax(logits, temperature)
     scaled = logits.astype(np.float64) / temperature[:, None]
-    want = scaled - np.log(np.exp(scaled - scaled.max(-1, keepdims=True)).sum(-1, keepdims=True)) - scaled.max(
-        -1, keepdims=True
+    want = (
+        scaled
+        - np.log(np.exp(scaled - scaled.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - scaled.max(-1, keepdims=True)
     )
     finite = np.isfinite(want)
     assert np.abs(got[finite] - want[finite]).max() < 1e-5
