@@ -261,7 +261,7 @@ def test_metrics_are_scraped_without_a_key_and_count_requests() -> None:
         assert 'sglang:http_responses_total{endpoint="/generate",method="POST",status_code="200"} 1.0' in text
         assert 'endpoint="other"' in text
         assert "nowhere" not in text
-        labels = 'engine_type="unified",model_name="/models/fake",moe_ep_rank="0",pp_rank="0",tp_rank="0"'
+        labels = 'engine_type="unified",model_name="fake",moe_ep_rank="0",pp_rank="0",tp_rank="0"'
         assert f"sglang:num_running_reqs{{{labels}}} 2.0" in text
         assert 'sglang:generation_tokens_total{engine_type="unified",is_streaming="False"' in text
         it.engine.silent = True

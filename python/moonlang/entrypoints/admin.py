@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import shlex
-import sys
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from moonlang.base import clock
 from moonlang.base.errors import RequestError
-from moonlang.entrypoints import errors, exchange, loads
+from moonlang.entrypoints import describe, errors, exchange, loads
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.exchange import json_response
 from moonlang.entrypoints.health import Health
-from moonlang.entrypoints.openai.route import served_name
 from moonlang.observability.metrics import CONTENT_TYPE
-from moonlang.version import __version__
 
 MANAGEMENT = frozenset({"/flush_cache", "/abort_request"})  # with --admin-api-key these need that key
-SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")
 MAX_FLUSH_WAIT_S = 600.0
 
 
@@ -41,7 +34,6 @@ class AdminRoutes:
     def __init__(self, client: EngineClient, health: Health) -> None:
         self._client = client
         self._health = health
-        self._start_s = clock.wall_s()
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["admin"])
@@ -82,62 +74,15 @@ class AdminRoutes:
 
     async def model_info(self) -> Response:
         """What is served."""
-        client, args = self._client, self._client.args
-        info: dict[str, Any] = {
-            "model_path": args.model_path or client.model.path,
-            "served_model_name": served_name(client),
-            "tokenizer_path": args.tokenizer_path or client.model.path,
-            "is_generation": True,
-            "preferred_sampling_params": args.preferred_sampling_params,
-            "weight_version": args.weight_version,
-            "load_format": args.load_format,
-            "reasoning_parser": args.reasoning_parser,
-            "tool_call_parser": args.tool_call_parser,
-            "disaggregation_mode": args.disaggregation_mode,
-            "has_image_understanding": False,
-            "has_audio_understanding": False,
-            "model_type": client.model.model_type,
-            "architectures": list(client.model.architectures),
-        }
-        return json_response(info)
+        return json_response(describe.model_info(self._client))
 
     async def server_info(self) -> Response:
         """Every resolved argument by name, sizes, and what the engine is doing."""
-        client = self._client
+        status = "ready" if self._health.ready else self._health.state.lower()
         try:
-            found = await loads.report(client)
+            return json_response(await describe.server_info(self._client) | {"status": status})
         except RequestError as error:
             return json_response(errors.native(error), error.status)
-        arguments: dict[str, Any] = msgspec.to_builtins(client.args)
-        command = shlex.join(sys.argv)
-        for name in SECRETS:
-            if arguments.get(name):
-                command = command.replace(arguments[name], "***")
-                arguments[name] = None
-        ready = client.ready.get("scheduler", {})
-        state = {
-            "world_size": 1,
-            "effective_max_running_requests_per_dp": ready.get("max_running_requests"),
-            "last_gen_throughput": found["gen_throughput"],
-            "memory_usage": {
-                "kvcache": ready.get("kv_page_bytes", 0) * found["num_pages"] / 1e9,
-                "token_capacity": found["max_total_tokens"],
-            },
-            "load": found,
-        }
-        info = {
-            **arguments,
-            "launch_command": command,
-            "status": "ready" if self._health.ready else self._health.state.lower(),
-            "startup_time": self._start_s,
-            "version": __version__,
-            "frontend": "fastapi",
-            "max_total_num_tokens": found["max_total_tokens"],
-            "max_req_input_len": ready.get("max_req_input_len"),
-            "kv_pool_reason": ready.get("kv_pool_reason"),
-            "internal_states": [{**arguments, **state}],
-        }
-        return json_response(info)
 
     async def get_load(self) -> Response:
         """The load in its oldest form."""

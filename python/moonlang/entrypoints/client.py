@@ -21,7 +21,7 @@ from moonlang.core.ports import Endpoint
 from moonlang.core.request import Finish
 from moonlang.core.sampling_parse import INT64_MAX
 from moonlang.observability.metrics import ServerMetrics
-from moonlang.observability.request_log import RequestLog
+from moonlang.observability.request_log import Finished, RequestLog
 from moonlang.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
@@ -35,7 +35,7 @@ class _Live:
     """A sequence that has not finished. `stream` is None once its client is gone."""
 
     __slots__ = (
-        *("cached", "first_ns", "index", "last_ns", "observed", "prompt"),
+        *("cached", "first_ns", "index", "last_ns", "observed", "prompt", "queue_ns"),
         *("start_ns", "stream", "streaming", "tokens"),
     )
 
@@ -50,6 +50,7 @@ class _Live:
         self.tokens = 0
         self.prompt = len(message.input_ids)
         self.cached = 0
+        self.queue_ns = 0
 
 
 class Stream:
@@ -147,6 +148,7 @@ class EngineClient:
         self.metrics = metrics
         self._request_log = request_log
         self._observed = metrics is not None or request_log is not None
+        self.start_s = clock.wall_s()
         self.failure = ""  # why the engine is gone
         self._endpoint = endpoint
         self._live: dict[str, _Live] = {}
@@ -335,6 +337,7 @@ class EngineClient:
         metrics = self.metrics
         if delta.head is not None:
             live.prompt, live.cached = delta.head.prompt_tokens, delta.head.cached_tokens
+            live.queue_ns = delta.head.queue_ns
             if metrics is not None:
                 metrics.queue_s.observe(delta.head.queue_ns / clock.NS_PER_S)
         count = len(delta.tokens)
@@ -353,8 +356,19 @@ class EngineClient:
     def _observe_end(self, live: _Live, rid: str, finish: Finish, now_ns: int) -> None:
         e2e_s = (now_ns - live.start_ns) / clock.NS_PER_S
         if self._request_log is not None:
+            ttft_s = (live.first_ns - live.start_ns) / clock.NS_PER_S if live.first_ns else None
             self._request_log.finished(
-                rid, finish, prompt=live.prompt, cached=live.cached, output=live.tokens, e2e_s=e2e_s
+                Finished(
+                    rid=rid,
+                    finish=finish.kind,
+                    message=finish.message,
+                    prompt_tokens=live.prompt,
+                    cached_tokens=live.cached,
+                    completion_tokens=live.tokens,
+                    queue_s=live.queue_ns / clock.NS_PER_S,
+                    first_token_s=ttft_s,
+                    e2e_s=e2e_s,
+                )
             )
         if self.metrics is None:
             return

@@ -244,7 +244,7 @@ class Answer:
         meta["response_sent_to_client_ts"] = clock.wall_s()
         if self._client.metrics is not None:
             meta["queue_time"] = self._queue_ns / clock.NS_PER_S
-            if self._first_ns:
+            if self._first_ns and self._call.stream:
                 meta["first_token_latency"] = (self._first_ns - self._start_ns) / clock.NS_PER_S
                 decode_ns = now_ns - self._first_ns
                 meta["decode_throughput"] = (len(self._ids) - 1) * clock.NS_PER_S / decode_ns if decode_ns else None

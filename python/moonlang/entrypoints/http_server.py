@@ -21,8 +21,8 @@ from moonlang.config.server_args import ServerArgs
 from moonlang.entrypoints import generation
 from moonlang.entrypoints.app import build_app
 from moonlang.entrypoints.client import EngineClient
+from moonlang.entrypoints.describe import served_name
 from moonlang.entrypoints.health import Health
-from moonlang.entrypoints.openai.route import served_name
 from moonlang.observability import buckets
 from moonlang.observability.metrics import ServerMetrics
 from moonlang.observability.request_log import RequestLog
@@ -94,8 +94,9 @@ def _client(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> EngineCli
     if not args.skip_tokenizer_init:
         tokenizer = load_tokenizer(args.tokenizer_path or model.path, args.trust_remote_code, args.tokenizer_mode)
     request_log = None
-    if args.log_requests:
-        request_log = RequestLog(_log, args.log_requests_level, args.log_requests_format)
+    if args.log_requests or args.enable_request_time_stats_logging:
+        level = args.log_requests_level if args.log_requests else None
+        request_log = RequestLog(_log, level, args.log_requests_format, times=args.enable_request_time_stats_logging)
     client = EngineClient(cluster.endpoint, tokenizer, model, args, cluster.ready, request_log=request_log)
     if args.enable_metrics:
         client.metrics = ServerMetrics(
@@ -122,9 +123,9 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         self._client.start(loop)
 
-        def on_death(role: str, status: int, lines: tuple[str, ...]) -> None:
+        def on_death(role: str, status: int, lines: tuple[str, ...]) -> None:  # its last lines are in the log already
             with contextlib.suppress(RuntimeError):  # the loop has ended already, and everything with it
-                loop.call_soon_threadsafe(self._role_died, role, status, lines)
+                loop.call_soon_threadsafe(self._role_died, role, status)
 
         self._cluster.on_death(on_death)
         if not self._client.args.skip_server_warmup:
@@ -156,9 +157,7 @@ class _Server(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
 
-    def _role_died(self, role: str, status: int, lines: tuple[str, ...]) -> None:
-        for line in lines:
-            _log.error("%s: %s", role, line)
+    def _role_died(self, role: str, status: int) -> None:
         self._client.fail(f"The {role} {describe(status)}.")
         self.exit_status = 1
         self.should_exit = True

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from moonlang.base import clock
 from moonlang.entrypoints.client import EngineClient
+from moonlang.entrypoints.describe import served_name
 from moonlang.entrypoints.exchange import json_response
-from moonlang.entrypoints.openai.route import served_name
 
 
 class ModelRoutes:

@@ -12,13 +12,9 @@ from moonlang.base.errors import RequestError
 from moonlang.core.sampling_parse import model_defaults
 from moonlang.entrypoints import errors
 from moonlang.entrypoints.client import EngineClient
+from moonlang.entrypoints.describe import served_name
 from moonlang.entrypoints.exchange import json_response
 from moonlang.entrypoints.openai.protocol import ChatRequest, CompletionRequest, StreamOptions
-
-
-def served_name(client: EngineClient) -> str:
-    """The model's name towards clients."""
-    return client.args.served_model_name or client.args.model_path or client.model.path
 
 
 def sampling_defaults(client: EngineClient) -> dict[str, Any]:
