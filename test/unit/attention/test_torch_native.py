@@ -59,7 +59,7 @@ class Batch:
         tokens = [(row, p) for row, (s, n) in enumerate(self.rows) for p in range(s, s + n)]
         widest = max(map(len, self.tables))
         return BatchLayout(
-            num_decode=sum(n == 1 for n in lengths),
+            num_decode=next((i for i, n in enumerate(lengths) if n > 1), len(lengths)),
             starts=torch.tensor(starts),
             lengths=torch.tensor(lengths),
             positions=torch.tensor([p for _, p in tokens]),
@@ -91,6 +91,7 @@ BATCHES = {
     "decode": [(0, 1), (3, 1), (31, 1), (32, 1), (50, 1)],
     "prefill": [(0, 2), (0, 33), (16, 20), (1, 40)],
     "mixed": [(5, 1), (47, 1), (0, 17), (32, 32)],
+    "a last chunk of one token": [(5, 1), (0, 17), (16, 1), (0, 3)],
 }
 
 
