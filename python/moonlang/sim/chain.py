@@ -85,10 +85,11 @@ class ChainModel:
 
     def _finish(self, output: list[int], sampling: SamplingParams, most: int) -> Finish | None:
         token = output[-1]
-        if token in sampling.stop_token_ids or (token in self.eos_token_ids and not sampling.ignore_eos):
+        eos, stop = token in self.eos_token_ids, token in sampling.stop_token_ids
+        if stop or (eos and not sampling.ignore_eos):
             return Finish(kind="stop", matched=token, length=len(output))
         if grammar_ends(sampling, len(output)):
-            return Finish(kind="stop", matched=token, length=len(output))
+            return Finish(kind="stop", matched=token if eos else None, length=len(output))
         if len(output) >= most:
             return Finish(kind="length", length=len(output))
         return None

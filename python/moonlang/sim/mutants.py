@@ -169,8 +169,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="alone on credit",
         what="a lone request starts although pages of ended requests are still pinned (found by seed 120)",
         module=_SCHEDULER,
-        old="return self._memory.pages_for(len(request.tokens)) - len(lease.pages) <= self._memory.available_pages",
-        new="return True",
+        old="        return self._memory.grow(lease, end)\n",
+        new="        self._memory.grow(lease, end)\n        return True\n",
     ),
     # ---- tree
     Mutant(
@@ -191,8 +191,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="match too long",
         what="a prefix match counts one token more than is equal",
         module=_RADIX,
-        old="high = low + step - 1",
-        new="high = low + step",
+        old="length = _common_prefix(node.tokens, tokens, at, min(full, end - at)) // size * size",
+        new="length = min(full, _common_prefix(node.tokens, tokens, at, min(full, end - at)) + 1) // size * size",
     ),
     Mutant(
         name="whole prompt cached",
@@ -263,8 +263,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="over budget",
         what="a prompt is laid into the plan beyond the chunk size",
         module=_SCHEDULER,
-        old="end = total if self.config.chunk_tokens is None else min(total, start + budget)",
-        new="end = total if self.config.chunk_tokens is None else min(total, start + budget + 1)",
+        old="end, size = start + budget, self.config.page_size",
+        new="end, size = start + budget + 1, self.config.page_size",
     ),
     # ---- retraction
     Mutant(
@@ -314,8 +314,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="eos not ignored",
         what="ignore_eos is ignored",
         module=_SCHEDULER,
-        old="not sampling.ignore_eos and token in",
-        new="token in",
+        old="(eos and not sampling.ignore_eos)",
+        new="eos",
     ),
     # ---- queue and clock
     Mutant(
@@ -343,15 +343,15 @@ MUTANTS: tuple[Mutant, ...] = (
         name="equals preempt",
         what="with a gap of 0 requests of equal priority push each other out (found by seed 88)",
         module=_SCHEDULER,
-        old="gap < max(1, self.config.preempt_gap)",
-        new="gap < self.config.preempt_gap",
+        old="< max(1, self.config.preempt_gap):",
+        new="< self.config.preempt_gap:",
     ),
     Mutant(
-        name="past the preempted",
-        what="admission goes on past a request that was just preempted (found by seed 882)",
+        name="waits for a ghost",
+        what="a prefix goes on counting as being computed after the request that computed it has left",
         module=_SCHEDULER,
-        old="if self._totals.retractions != retractions:",
-        new="if False:",
+        old="        if self._prefilling:\n",
+        new="        if False:\n",
     ),
     Mutant(
         name="queue bound",

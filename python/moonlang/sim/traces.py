@@ -73,12 +73,15 @@ def play(requests: Sequence[TraceRequest], *, num_pages: int) -> tuple[Outcome, 
 
 
 def ceiling(requests: Sequence[TraceRequest]) -> float:
-    """The share of blocks whose id has come before: the hit rate of a cache without end."""
+    """The share of prompt tokens that a cache without end would find, as they are played."""
     seen: dict[int, None] = {}
     total = hits = 0
     for request in requests:
-        total += len(request.hash_ids)
-        hits += sum(block in seen for block in request.hash_ids)
+        length = _played_length(request)
+        full = (length - 1) // BLOCK  # the last token is always computed
+        fresh = next((at for at, block in enumerate(request.hash_ids[:full]) if block not in seen), full)
+        total += length
+        hits += min(fresh, full) * BLOCK
         seen.update(dict.fromkeys(request.hash_ids))
     return hits / max(1, total)
 
@@ -99,18 +102,22 @@ def _case(requests: Sequence[TraceRequest], num_pages: int) -> Case:
 
 
 def _script(index: int, request: TraceRequest) -> Script:
-    length = max(1, request.input_length * BLOCK // TRACE_BLOCK)
     tokens = [token for block in request.hash_ids for token in _block_tokens(block)]
     return Script(
         index=index,
         rid=f"t{index:06d}",
         at_ns=request.timestamp * NS_PER_MS,
-        prompt=tuple(tokens[:length]),
+        prompt=tuple(tokens[: _played_length(request)]),
         sampling=SamplingParams(
             max_new_tokens=max(1, request.output_length * BLOCK // TRACE_BLOCK), ignore_eos=True, seed=index
         ),
         stream=False,
     )
+
+
+def _played_length(request: TraceRequest) -> int:
+    """Prompt tokens that stand for the request's."""
+    return max(1, request.input_length * BLOCK // TRACE_BLOCK)
 
 
 def _block_tokens(block: int) -> list[int]:

@@ -77,7 +77,7 @@ def draw(seed: int) -> Case:
     """Case number `seed`."""
     rng = random.Random(seed)
     config = _draw_config(rng)
-    model = ChainModel(vocab_size=1000, eos_token_ids=EOS, eos_per_mille=rng.choice((0, 5, 20, 100, 300)))
+    model = ChainModel(vocab_size=1000, eos_token_ids=EOS, eos_per_mille=rng.choice((0, 5, 5, 20, 100, 300)))
     scripts = _Scripts(rng, config, model).draw(rng.randint(4, 40))
     span = max(script.at_ns for script in scripts) + 20 * NS_PER_MS
     return Case(
@@ -96,7 +96,7 @@ def _draw_config(rng: random.Random) -> SchedulerConfig:
     page_size = rng.choice((1, 1, 2, 3, 4, 8, 16))
     context = rng.choice((24, 48, 96, 160))
     # From pools in which one request at a time has room to pools in which everything stays cached.
-    pool_tokens = int(context * rng.choice((0.6, 1.0, 1.3, 2.0, 4.0, 20.0)))
+    pool_tokens = int(context * rng.choice((0.6, 1.0, 1.3, 1.6, 2.0, 4.0, 20.0)))
     chunk = rng.choice((None, 1, 5, 16, 16, 33, 64))
     policy = rng.choice(_POLICIES)
     return SchedulerConfig(
@@ -104,7 +104,7 @@ def _draw_config(rng: random.Random) -> SchedulerConfig:
         page_size=page_size,
         context_length=context,
         max_running=rng.choice((1, 2, 3, 5, 8, 16)),
-        max_queued=rng.choice((None, None, None, 1, 4, 12)),
+        max_queued=rng.choice((None, None, None, None, 2, 12)),
         chunk_tokens=chunk,
         max_prefill_tokens=rng.choice((8, 64, 1024)),
         prefill_max_requests=rng.choice((None, None, 1, 2)),
@@ -113,7 +113,7 @@ def _draw_config(rng: random.Random) -> SchedulerConfig:
         radix=rng.random() < 0.9,
         depth=rng.choice((1, 2, 2, 3)),
         eos_token_ids=EOS,
-        conservativeness=rng.choice((0.0, 0.3, 1.0)),
+        conservativeness=rng.choice((0.0, 0.0, 0.3, 1.0)),
         priority=policy == "priority" or rng.random() < 0.15,
         priority_low_first=rng.random() < 0.3,
         preempt=rng.random() < 0.7,
@@ -132,7 +132,7 @@ class _Scripts:
         self._model = model
         self._alphabet = rng.choice((2, 3, 900))
         self._stems = [
-            self._tokens(rng.randint(1, max(1, config.context_length // 2))) for _ in range(rng.randint(1, 4))
+            self._tokens(rng.randint(1, max(1, config.context_length // 3))) for _ in range(rng.randint(1, 4))
         ]
         self._keys = ("",) if rng.random() < 0.6 else ("", "a", "b")
         self._mean_gap_ns = rng.choice((0, 300_000, 3 * NS_PER_MS, 30 * NS_PER_MS))
@@ -189,7 +189,7 @@ class _Scripts:
 
     def _sampling(self, index: int, prompt: tuple[int, ...], parent: int | None) -> SamplingParams:
         rng = self._rng
-        longest = rng.choice((1, 4, 16, 64, 300))
+        longest = rng.choice((4, 16, 64, 64, 300))
         most = None if rng.random() < 0.05 else rng.randint(0, longest)
         grammar = GrammarSpec(rng.choice(("regex", "regex", "ebnf")), str(rng.randint(1, 30)))
         sampling = SamplingParams(
@@ -214,7 +214,8 @@ class _Scripts:
         stem = rng.choice(self._stems)
         if rng.random() < 0.5:
             stem = stem[: rng.randint(0, len(stem))]
-        longest = rng.choice((2, 10, self._config.context_length + 2))
+        context = self._config.context_length
+        longest = context + 2 if rng.random() < 0.05 else rng.choice((2, 10, context // 2))
         return stem + self._tokens(rng.randint(0 if stem else 1, longest))
 
     def _tokens(self, count: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moonlang.sim.checkers.bounds import Bounds
 from moonlang.sim.checkers.delivery import Delivery
+from moonlang.sim.checkers.isolation import Isolation
 from moonlang.sim.checkers.liveness import Liveness
 from moonlang.sim.checkers.order import Order
 from moonlang.sim.checkers.pages import Pages
@@ -13,4 +14,4 @@ from moonlang.sim.world import Checker
 
 def fresh() -> list[Checker]:
     """All checkers, without memory of another run. Replay equality needs two runs: see `replay`."""
-    return [Delivery(), Pages(), Radix(), Bounds(), Order(), Liveness()]
+    return [Delivery(), Pages(), Radix(), Isolation(), Bounds(), Order(), Liveness()]
