@@ -61,8 +61,9 @@ def reference(folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def make(folder: Path, page_size: int = 4, grammars=None) -> ModelRunner:
+def make(folder: Path, page_size: int = 4, grammars=None, **flags: str) -> ModelRunner:
     args = ServerArgs.create(
+        **flags,
         model_path=str(folder),
         device="cpu",
         dtype="float32",
@@ -96,9 +97,11 @@ def hold_back_end() -> SamplingParams:
     return SamplingParams(temperature=0.0, min_new_tokens=NEW)
 
 
-@pytest.mark.parametrize(("page_size", "chunk"), [(1, 7), (4, 16), (16, 1000)])
-def test_mixed_chunked_overlapped_batches_match_generate(folder, reference, page_size, chunk):
-    driver = PlanDriver(make(folder, page_size), chunk)
+@pytest.mark.parametrize(
+    ("page_size", "chunk", "impl"), [(1, 7, "auto"), (4, 16, "moonlang"), (16, 1000, "auto"), (8, 9, "transformers")]
+)
+def test_mixed_chunked_overlapped_batches_match_generate(folder, reference, page_size, chunk, impl):
+    driver = PlanDriver(make(folder, page_size, model_impl=impl), chunk)
     jobs = [Job(list(prompt), hold_back_end(), NEW) for prompt in prompts(10)]
     waiting = jobs[::-1]
     while waiting or driver.jobs:  # arrivals while others decode
