@@ -25,10 +25,10 @@ from moonlang.core.sampling import GrammarSpec
 from moonlang.mem_cache.leases import Leases
 from moonlang.scheduler import policy
 from moonlang.scheduler.estimate import NewTokenRatio
+from moonlang.scheduler.grammar_gate import GrammarGate
+from moonlang.scheduler.intake import make_request, refusal
 from moonlang.scheduler.outbox import Outbox
 from moonlang.scheduler.settings import PlanReport, SchedulerConfig, SchedulerStats, Totals
-
-_NS_PER_MS = 1_000_000
 
 
 class Scheduler:
@@ -41,8 +41,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._outbox: dict[str, Outbox] = {}
         self._waiting: list[Request] = []
-        self._grammars: dict[GrammarSpec, list[Request] | None] = {}  # who waits for it; None: it is compiled
-        self._grammars_new: list[GrammarSpec] = []
+        self._gate = GrammarGate()
         self._running: dict[int, Request] = {}  # by slot, in order of admission
         self._slots = list(range(config.max_running - 1, -1, -1))
         self._in_flight: deque[StepPlan] = deque()
@@ -58,34 +57,37 @@ class Scheduler:
     def add(self, message: Generate, now_ns: int) -> list[TokenDelta]:
         """Take a request. What cannot be served comes back at once as a delta that ends it."""
         self._totals.requests += 1
-        request = self._request(message, now_ns)
+        longest = min(self.config.context_length, self._memory.capacity_tokens)
+        request = make_request(message, now_ns=now_ns, order=self._totals.requests, longest=longest)
         outbox = Outbox.of(message)
-        refusal = self._refuse(request)
-        if refusal is not None:
+        full = self.config.max_queued is not None and len(self._waiting) + len(self._gate) >= self.config.max_queued
+        refused = refusal(request, longest=longest, twin=request.rid in self._requests, full=full)
+        if refused is not None:
             self._totals.aborted += 1
-            delta = outbox.deliver(request, None, refusal)
+            delta = outbox.deliver(request, None, refused)
             return [delta] if delta else []
         self._requests[request.rid] = request
         self._outbox[request.rid] = outbox
         self._timed += request.deadline_ns is not None
-        self._enqueue(request)
+        if request.sampling.grammar is None:
+            self._waiting.append(request)
+        else:
+            self._gate.hold(request, request.sampling.grammar)
         return []
 
     def grammars_wanted(self) -> list[GrammarSpec]:
         """Grammars to compile, each named once until it is ready."""
-        wanted, self._grammars_new = self._grammars_new, []
-        return wanted
+        return self._gate.wanted()
 
     def grammar_ready(self, spec: GrammarSpec, error: str) -> list[TokenDelta]:
         """A grammar is compiled, or cannot be: then the requests that wait for it end with status 400."""
-        held = self._grammars.pop(spec) or []
-        if error:
-            return [self._end(request, Finish("abort", message=error, status=400)) for request in held]
-        self._grammars[spec] = None
-        for request in held:
+        deltas: list[TokenDelta] = []
+        for request in self._gate.release(spec):
             request.state = State.WAITING
             self._waiting.append(request)
-        return []
+            if error:
+                deltas.append(self._end(request, Finish("abort", message=error, status=400)))
+        return deltas
 
     def abort(
         self, rid: str, *, exact: bool = False, every: bool = False, message: str = "Aborted."
@@ -332,10 +334,11 @@ class Scheduler:
             self._retract(victim)
         self._memory.close(lease, None)
 
-    def _leave(self, request: Request) -> None:
-        """Give back slot and lease. What is computed stays in the tree."""
+    def _leave(self, request: Request, *, keep: bool = True) -> None:
+        """Give back slot and lease. What is computed stays in the tree, unless it cannot be trusted (not `keep`)."""
         lease = _lease(request)
-        self._share(request)
+        if keep:
+            self._share(request)
         self._memory.close(lease, self._touching(request))
         self._stop_prefilling(request)
         del self._running[request.slot]
@@ -417,11 +420,11 @@ class Scheduler:
     def _end(self, request: Request, finish: Finish, outcome: RowResult | None = None) -> TokenDelta:
         """The one way a request ends."""
         if request.state is State.RUNNING:
-            self._leave(request)
+            self._leave(request, keep=finish.status != 500)
         elif request.state is State.WAITING:
             self._waiting.remove(request)
-        elif request.sampling.grammar in self._grammars:
-            (self._grammars[request.sampling.grammar] or []).remove(request)
+        else:
+            self._gate.drop(request)
         request.state, request.finish = State.FINISHED, finish
         del self._requests[request.rid]
         self._timed -= request.deadline_ns is not None
@@ -431,60 +434,6 @@ class Scheduler:
         assert delta is not None, "an end is always told"
         return delta
 
-    # ---- queue
-
-    def _request(self, message: Generate, now_ns: int) -> Request:
-        limit, length = self._longest, len(message.input_ids)
-        wanted = message.sampling.max_new_tokens
-        return Request(
-            rid=message.rid,
-            prompt=message.input_ids,
-            tokens=list(message.input_ids),
-            sampling=message.sampling,
-            arrival_ns=now_ns,
-            deadline_ns=now_ns + message.timeout_ms * _NS_PER_MS if message.timeout_ms else None,
-            extra_key=message.extra_key,
-            priority=message.priority,
-            logprob=message.logprob,
-            order=self._totals.requests,
-            max_total=limit if wanted is None else min(limit, length + wanted),
-        )
-
-    @property
-    def _longest(self) -> int:
-        """Tokens of prompt and output together that one request may have."""
-        return min(self.config.context_length, self._memory.capacity_tokens)
-
-    @property
-    def _held(self) -> int:
-        """Requests that wait for a grammar."""
-        return sum(len(held) for held in self._grammars.values() if held)
-
-    def _refuse(self, request: Request) -> Finish | None:
-        length, longest = request.prompt_len, self._longest - 1
-        if request.rid in self._requests:
-            return _refusal(400, f"A request with the id {request.rid!r} is already running. Use a new id.")
-        if length == 0:
-            return _refusal(400, "The prompt is empty. Send at least one token.")
-        if length > longest:
-            text = f"Input length ({length} tokens) exceeds the maximum allowed length ({longest} tokens). "
-            return _refusal(400, text + "Use a shorter input or enable --allow-auto-truncate.")
-        if self.config.max_queued is not None and len(self._waiting) + self._held >= self.config.max_queued:
-            return _refusal(503, "The request queue is full.")
-        return None
-
-    def _enqueue(self, request: Request) -> None:
-        spec = request.sampling.grammar
-        if spec is None or (spec in self._grammars and self._grammars[spec] is None):
-            self._waiting.append(request)
-            return
-        request.state = State.GRAMMAR
-        held = self._grammars.get(spec)
-        if held is None:
-            held = self._grammars[spec] = []
-            self._grammars_new.append(spec)
-        held.append(request)
-
     # ---- for operators and tests
 
     def stats(self) -> SchedulerStats:
@@ -493,7 +442,7 @@ class Scheduler:
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            num_grammar=self._held,
+            num_grammar=len(self._gate),
             num_pages=memory.pool.capacity,
             page_size=size,
             used_tokens=(memory.pool.capacity - memory.available_pages) * size,
@@ -538,7 +487,3 @@ def _lease(request: Request) -> Lease:
     if lease is None:
         raise BugError(f"Request {request.rid} has no lease.")
     return lease
-
-
-def _refusal(status: int, text: str) -> Finish:
-    return Finish("abort", message=text, status=status)

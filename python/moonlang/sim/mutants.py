@@ -357,7 +357,7 @@ MUTANTS: tuple[Mutant, ...] = (
         name="queue bound",
         what="requests that wait for a grammar do not count as waiting",
         module=_SCHEDULER,
-        old="len(self._waiting) + self._held >= self.config.max_queued",
+        old="len(self._waiting) + len(self._gate) >= self.config.max_queued",
         new="len(self._waiting) >= self.config.max_queued",
     ),
 )

@@ -372,9 +372,11 @@ def test_grammars_are_compiled_once_and_hold_only_their_own_requests() -> None:
     assert bench.scheduler.grammar_ready(spec, "") == []
     assert len(bench.must_plan().starts) == 2
     bench.commit()
-    bench.add("c", prompt(0, 5), sampling=SamplingParams(max_new_tokens=2, grammar=spec))
-    assert bench.scheduler.grammars_wanted() == []
     bench.run()
+    bench.add("c", prompt(0, 5), sampling=SamplingParams(max_new_tokens=2, grammar=spec))
+    assert bench.scheduler.grammars_wanted() == [spec], "what is compiled is the engine's to remember"
+    bench.scheduler.abort("c")
+    assert bench.scheduler.grammar_ready(spec, "") == []
     bad = GrammarSpec("regex", "(")
     bench.add("bad", prompt(0, 5), sampling=SamplingParams(grammar=bad))
     assert bench.scheduler.grammars_wanted() == [bad]
