@@ -1,5 +1,5 @@
 """The front door: what a user does first, with the files and lines that a user has. `scripts/serve` is started from an
-unrelated folder; what it prints is pasted into a shell; then the tutorial is followed, block by block.
+unrelated folder; what it prints is pasted into a shell; then the pages of the documentation are followed.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "scripts" / "serve"
+PYTHON = ROOT / ".venv" / "bin" / "python"
 START_S = 10.0  # processor time of a second start, up to the first answer: on an idle machine no less than wall time
 DEADLINE_S = 60.0
 
@@ -111,7 +113,7 @@ def stop(served: Served) -> int:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = start(tmp_path_factory.mktemp("elsewhere"), "--enable-cache-report")
+    served = start(tmp_path_factory.mktemp("elsewhere"), "--enable-cache-report", "--enable-metrics")
     yield served
     if served.process.poll() is None:
         stop(served)
@@ -135,35 +137,39 @@ def test_second_start_is_fast(served: Served) -> None:
 
 
 def test_printed_lines_work_as_pasted(served: Served, tmp_path: Path) -> None:
-    curl, python = served.next_line("curl"), served.next_line(f"{ROOT}/.venv/bin/python")
+    curl, python = served.next_line("curl"), served.next_line(shlex.quote(str(PYTHON)))
     assert f":{served.port}/" in curl
     answer = json.loads(paste(curl, tmp_path))
     assert answer["usage"]["completion_tokens"] > 0
     assert answer["choices"][0]["message"]["content"].strip() in paste(python, tmp_path)
 
 
-def tutorial() -> list[tuple[str, str]]:
-    """(language, text) of each block of the tutorial that a reader types while the server of its first block runs."""
-    text = (ROOT / "docs" / "tutorial.md").read_text()
-    return [
-        (language, body)
-        for language, body in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-        if language in ("bash", "python", "text") and "scripts/" not in body
-    ]
+def steps(page: str) -> list[tuple[str, str]]:
+    """(language, text) of each block of a page that a reader types while the server of the first block runs."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [(name, body) for name, body in blocks if name in ("bash", "python", "text") and "scripts/" not in body]
 
 
-def test_tutorial(served: Served, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [
+        ("tutorial.md", 10),
+        ("how-to/structured-output.md", 3),
+        ("how-to/metrics.md", 2),
+        ("how-to/offline-engine.md", 2),
+    ],
+)
+def test_pages_can_be_followed(page: str, blocks: int, served: Served, tmp_path: Path) -> None:
     """Each block runs; a `text` block behind it is what it prints, `...` standing for anything."""
     printed = ""
-    steps = tutorial()
-    assert len(steps) >= 8
-    for language, body in steps:
+    assert len(steps(page)) == blocks
+    for language, body in steps(page):
         body = body.replace(":30000", f":{served.port}")
         if language == "bash":
             printed = paste(body, tmp_path)
         elif language == "python":
             (tmp_path / "step.py").write_text(body)
-            printed = paste(f"{ROOT}/.venv/bin/python step.py", tmp_path)
+            printed = paste(f"{shlex.quote(str(PYTHON))} step.py", tmp_path)
         else:
             pattern = ".*".join(re.escape(part) for part in body.strip().split("..."))
             as_told = re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
