@@ -56,15 +56,14 @@ class ModelRunner:
         self.vocab_size = config.vocab_size
         threads = limit_threads()
         keep_freed_memory()
-        free_before = sizing.free_bytes(self.device)
+        free = sizing.free_bytes(self.device)
         spec = models.spec_for(config, args.model_impl)
         model = load_model(config, spec, args.load_format, self.device)
-        weights = fingerprint(config, args.load_format)
-        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights)
+        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, fingerprint(config, args.load_format))
         usable_pages, self.pool_reason = sizing.pool_pages(
             self.schema,
-            free_before=free_before,
-            free_after=sizing.free_bytes(self.device),
+            free=free,
+            weights=sum(weight.nbytes for weight in model.parameters()),
             device=self.device,
             mem_fraction=args.mem_fraction_static,
             max_total_tokens=args.max_total_tokens,

@@ -46,24 +46,23 @@ def _cgroup_left(root: Path) -> list[int]:
 def pool_pages(
     schema: KvSchema,
     *,
-    free_before: int,
-    free_after: int,
+    free: int,
+    weights: int,
     device: torch.device,
     mem_fraction: float | None,
     max_total_tokens: int | None,
     max_running: int,
     context_length: int,
 ) -> tuple[int, str]:
-    """(number of pages, reason). free_before, free_after: bytes free before and after the weights were loaded.
+    """(number of pages, reason). free: bytes free before the weights were loaded; weights: bytes they take.
 
     The pool never exceeds what `max_running` sequences of full context can use, nor --max-total-tokens. ConfigError
     when not even one page fits.
     """
     share = mem_fraction if mem_fraction is not None else _GPU_SHARE if device.type == "cuda" else _CPU_SHARE
-    weights = max(0, free_before - free_after)
-    budget = int(free_before * share) - weights
+    budget = int(free * share) - weights
     pages = budget // schema.page_bytes
-    reason = f"{share:g} of {free_before / _GIB:.1f} GiB free memory less {weights / _GIB:.2f} GiB of weights"
+    reason = f"{share:g} of {free / _GIB:.1f} GiB free memory less {weights / _GIB:.2f} GiB of weights"
     useful = max_running * -(-context_length // schema.page_size)
     if useful < pages:
         pages, reason = useful, f"{max_running} sequences of {context_length} tokens need no more"

@@ -12,6 +12,7 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
+from moonlang.base.errors import BugError
 from moonlang.core.plan import Row, SlotStart
 from moonlang.core.ports import GrammarEngine, GrammarMatcher
 from moonlang.layers.penalties import Adjuster
@@ -52,6 +53,7 @@ class SlotTable:
         self.matchers: dict[int, GrammarMatcher] = {}
         self.next_prompt: dict[int, int] = {}  # the next prompt position whose logprob is to be reported
         self.errors: dict[int, str] = {}
+        self._epochs = [-1] * num_slots
         self._pages_known = [0] * num_slots
         self._vocab_size = vocab_size
         self._eos = tuple(eos_token_ids)
@@ -65,6 +67,7 @@ class SlotTable:
         for state in (self.adjusters, self.matchers, self.next_prompt, self.errors):
             state.pop(slot, None)
         self.tenants[slot] = tenant
+        self._epochs[slot] = tenant.epoch
         self.last_token[slot] = tenant.tokens[-1]
         self.temperature[slot] = 1.0 if params.greedy else params.temperature
         self.top_k[slot] = params.top_k
@@ -103,8 +106,10 @@ class SlotTable:
         return Needs.NOTHING
 
     def assign_pages(self, rows: Sequence[Row]) -> None:
-        """Write the page ids that rows bring into their slots' page tables."""
+        """Write the page ids that rows bring into their slots' page tables. BugError for a row of another tenant."""
         for row in rows:
+            if row.epoch != self._epochs[row.slot]:
+                raise BugError(f"Slot {row.slot} is at epoch {self._epochs[row.slot]}, its row at {row.epoch}.")
             if row.pages:
                 end = row.page_at + len(row.pages)
                 self.page_table[row.slot, row.page_at : end] = row.pages

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from moonlang.base.errors import BugError
 from moonlang.core.plan import Row, SlotStart, StepPlan
 from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling import GrammarSpec, SamplingParams
@@ -195,6 +196,13 @@ def test_a_sampled_row_is_the_same_alone_and_in_company():
     alone = run({})
     company = {0: GREEDY, 1: SamplingParams(seed=1), 2: SamplingParams(seed=77, temperature=0.7, presence_penalty=1.0)}
     assert run(company) == alone
+
+
+def test_a_row_of_another_tenant_is_a_bug():
+    runner = make()
+    runner.run(StepPlan(0, 0, (start(2, [1], epoch=4),), (prefill(2, [1], epoch=4),)))
+    with pytest.raises(BugError, match="Slot 2 is at epoch 4, its row at 3"):
+        runner.run(StepPlan(1, 0, (), (decode(2, 1, epoch=3),)))
 
 
 def test_one_row_of_nan_fails_alone():

@@ -14,8 +14,8 @@ SCHEMA = KvSchema(num_layers=2, num_kv_heads=2, head_dim=64, page_size=16, dtype
 
 def pages(**changes):
     settings = {
-        "free_before": 1000 * MIB,
-        "free_after": 900 * MIB,
+        "free": 1000 * MIB,
+        "weights": 100 * MIB,
         "device": CPU,
         "mem_fraction": None,
         "max_total_tokens": None,
@@ -43,7 +43,7 @@ def test_max_total_tokens_is_a_ceiling():
     assert pages(max_total_tokens=10**12)[1] != "--max-total-tokens"
 
 
-@pytest.mark.parametrize("changes", [{"max_total_tokens": 15}, {"free_after": 0}, {"mem_fraction": 0.05}])
+@pytest.mark.parametrize("changes", [{"max_total_tokens": 15}, {"weights": 900 * MIB}, {"mem_fraction": 0.05}])
 def test_less_than_a_page_is_an_error_with_a_way_out(changes):
     with pytest.raises(ConfigError, match="--mem-fraction-static"):
         pages(**changes)
