@@ -11,7 +11,7 @@ from moonlang.layers import sampler
 from moonlang.model_executor.sampling import entry
 from moonlang.model_executor.slots import SlotTable
 
-_SLICE_VALUES = 1 << 24  # logits computed at once
+_SLICE_VALUES = 1 << 22  # logits computed at once
 
 
 def report(
@@ -28,7 +28,10 @@ def report(
     stop = min(row.start + row.length + 1, tenant.prompt_len)
     if first >= stop:
         return ()
-    table.next_prompt[row.slot] = stop
+    if stop < tenant.prompt_len:
+        table.next_prompt[row.slot] = stop
+    else:
+        del table.next_prompt[row.slot]
     unknown = min(max(row.start + 1, first), stop)
     entries = [TokenLogprob(tenant.tokens[position], None) for position in range(first, unknown)]
     position = unknown

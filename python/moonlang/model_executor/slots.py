@@ -30,7 +30,10 @@ class Needs(IntFlag):
 
 
 class SlotTable:
-    """State of all slots. Written by `start` and `assign_pages`; the runner records sampled tokens in `last_token`."""
+    """State of all slots. Written by `start` and `assign_pages`; the runner records sampled tokens in `last_token`.
+
+    next_prompt: by slot, the next prompt position whose log probability is to be reported; gone when all are.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class SlotTable:
         self.tenants: list[SlotStart | None] = [None] * num_slots
         self.adjusters: dict[int, Adjuster] = {}
         self.matchers: dict[int, GrammarMatcher] = {}
-        self.next_prompt: dict[int, int] = {}  # the next prompt position whose logprob is to be reported
+        self.next_prompt: dict[int, int] = {}
         self.errors: dict[int, str] = {}
         self._epochs = [-1] * num_slots
         self._pages_known = [0] * num_slots
@@ -88,7 +91,7 @@ class SlotTable:
             needs |= self._start_grammar(tenant)
         if tenant.logprob is not None:
             needs |= Needs.LOGPROBS
-            if tenant.logprob.start >= 0:
+            if 0 <= tenant.logprob.start < tenant.prompt_len:
                 self.next_prompt[slot] = tenant.logprob.start
         return int(needs)
 

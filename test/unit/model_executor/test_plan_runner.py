@@ -254,6 +254,16 @@ def test_the_first_prompt_position_has_no_logprob():
     assert len(after.output) == 1
 
 
+def test_prompt_logprobs_do_not_slow_down_the_steps_after_them():
+    runner = make()
+    tokens = [4, 5, 6]
+    plan = StepPlan(0, 0, (start(0, tokens, logprob=LogprobSpec(0)), start(1, tokens, logprob=LogprobSpec(3))), ())
+    runner.run(plan)
+    assert runner._table.next_prompt == {0: 0}
+    runner.run(StepPlan(1, 0, (), (prefill(0, tokens), prefill(1, tokens))))
+    assert runner._table.next_prompt == {}
+
+
 def test_prompt_positions_known_only_to_the_cache_have_no_logprob():
     runner = make()
     tokens = [1, 2, 3, 4, 5, 6]
