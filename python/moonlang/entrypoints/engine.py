@@ -15,9 +15,9 @@ from moonlang.base import log
 from moonlang.base.errors import ConfigError, RequestError
 from moonlang.config.prepare import Prepared, prepare
 from moonlang.config.server_args import ServerArgs
-from moonlang.entrypoints import generation
+from moonlang.entrypoints import describe, generation
 from moonlang.entrypoints.client import EngineClient
-from moonlang.roles.exits import describe
+from moonlang.roles import exits
 from moonlang.roles.supervisor import Cluster
 from moonlang.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -95,11 +95,11 @@ class Engine:
 
     def get_server_info(self) -> Answer:
         """What GET /server_info answers."""
-        return self._running.run(server_info(self._running.client))
+        return self._running.run(describe.server_info(self._running.client))
 
     def get_model_info(self) -> Answer:
         """What GET /model_info answers."""
-        return model_info(self._running.client)
+        return describe.model_info(self._running.client)
 
     def get_all_child_pids(self) -> list[int]:
         """Process ids of the roles."""
@@ -148,6 +148,8 @@ class _Running:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="moonlang-engine", daemon=True)
         self._thread.start()
+        self._lock = threading.Lock()  # nothing is submitted behind the winding up
+        self._closing = False
         self.call(self.client.start, self._loop)
         self._cluster.on_death(self._role_died)
 
@@ -179,7 +181,10 @@ class _Running:
 
     def close(self) -> None:
         """Fail what still waits, stop the loop, stop the roles. Called once."""
-        self.run(self._wind_up())
+        with self._lock:
+            self._closing = True
+            wind_up = asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
+        wind_up.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -190,15 +195,17 @@ class _Running:
         waiting = asyncio.all_tasks() - {asyncio.current_task()}
         if waiting:
             await asyncio.wait(waiting, timeout=_LAST_WORDS_S)
+        await self._loop.shutdown_asyncgens()
 
     def _submit(self, work: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
-        if self._loop.is_closed():
-            work.close()
-            raise RequestError("The engine has been shut down.", status=503)
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if not self._closing:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise RequestError("The engine has been shut down.", status=503)
 
     def _role_died(self, name: str, status: int, lines: tuple[str, ...]) -> None:
-        text = "\n".join((f"The {name} {describe(status)}.", *lines))
+        text = "\n".join((f"The {name} {exits.describe(status)}.", *lines))
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             self._loop.call_soon_threadsafe(self.client.fail, text)
 
@@ -223,14 +230,6 @@ async def _next(pieces: AsyncGenerator[Answer]) -> Answer | None:
 
 async def _close(pieces: AsyncGenerator[Answer]) -> None:
     await pieces.aclose()
-
-
-async def server_info(client: EngineClient) -> Answer:
-    return {}
-
-
-def model_info(client: EngineClient) -> Answer:
-    return {}
 
 
 def _body(prompt: Any, sampling_params: Any, input_ids: Any, fields: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
-from os import getpid
 from signal import SIGKILL
 from typing import Any, Protocol
 
@@ -124,7 +124,7 @@ class Cluster:
         self.endpoint = ZmqEndpoint(topology.API, addresses)
         for role in topology.CHILDREN:
             self._heartbeats[role] = Heartbeat(heartbeat_file(directory, role), self._args.watchdog_timeout)
-            job = Job(role=role, parent_pid=getpid(), addresses=addresses, args=self._args, model=model)
+            job = Job(role=role, parent_pid=os.getpid(), addresses=addresses, args=self._args, model=model)
             job_file(directory, role).write_bytes(msgspec.json.encode(job))
         self._group = ProcessGroup(topology.CHILDREN, directory, self._exited)
 
@@ -135,8 +135,11 @@ class Cluster:
         self._group = ThreadGroup(self._heartbeats, self._args, model, self._hub, self._exited)
 
     def _hung(self, name: str) -> None:
-        line = f"It has not answered for {self._args.watchdog_timeout:g} s (--watchdog-timeout)."
-        self._exited(Exit(name=name, status=-SIGKILL, lines=(line,)))
+        _log.error("The %s has not answered for %g s (--watchdog-timeout).", name, self._args.watchdog_timeout)
+        if self._args.in_process:  # a thread cannot be killed
+            self._exited(Exit(name=name, status=1))
+        else:
+            os.kill(self.ready[name]["pid"], SIGKILL)
 
     def _exited(self, end: Exit) -> None:
         """Keep and report the first end; the others usually follow from it."""
