@@ -29,6 +29,7 @@ _log = log.get(__name__)
 SCHEDULER = "scheduler"
 INLINE_ENCODE_CHARS = 4096  # longer prompts are tokenised on a thread, so that they hold up nobody's stream
 ENCODE_THREADS = 2
+HOPELESS_FACTOR = 4  # a prompt of so many times the characters that fit the context is not even tokenised
 
 
 class _Live:
@@ -155,6 +156,7 @@ class EngineClient:
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._next_control = 0
         self._random = random.Random(args.random_seed)
+        self._longest_token = 0 if tokenizer is None else _longest_token(tokenizer)
         self._encoders = ThreadPoolExecutor(ENCODE_THREADS, "encode")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._output: asyncio.Future[None] | None = None  # resolved by the next TextBatch
@@ -208,6 +210,12 @@ class EngineClient:
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, by default with those that the tokenizer puts around one. Never blocks the loop long."""
         tokenizer = self.need_tokenizer()
+        context = self.model.context_length
+        if len(text) > HOPELESS_FACTOR * context * self._longest_token and not self.args.allow_auto_truncate:
+            raise RequestError(
+                f"The input (more than {context} tokens: {len(text)} characters) is longer than the model's context "
+                f"length ({context} tokens)."
+            )
         if len(text) <= INLINE_ENCODE_CHARS:
             return tokenizer.encode(text, add_special_tokens)
         return await self.loop.run_in_executor(self._encoders, tokenizer.encode, text, add_special_tokens)
@@ -383,6 +391,11 @@ class EngineClient:
             e2e_s=e2e_s,
             decode_s=(live.last_ns - live.first_ns) / clock.NS_PER_S,
         )
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Characters of the longest token, at least 1."""
+    return max(len(tokenizer.id_to_token(token) or "") for token in range(tokenizer.vocab_size)) or 1
 
 
 def merge(deltas: list[TextDelta]) -> TextDelta:

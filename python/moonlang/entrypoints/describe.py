@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.server_args import ServerArgs
 from moonlang.entrypoints import loads
 from moonlang.entrypoints.client import EngineClient
 from moonlang.version import __version__
@@ -15,9 +17,9 @@ from moonlang.version import __version__
 SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")
 
 
-def served_name(client: EngineClient) -> str:
+def served_name(args: ServerArgs, model: ModelConfig) -> str:
     """The model's name towards clients."""
-    return client.args.served_model_name or client.args.model_path or client.model.path
+    return args.served_model_name or args.model_path or model.path
 
 
 def model_info(client: EngineClient) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def model_info(client: EngineClient) -> dict[str, Any]:
     args, model = client.args, client.model
     return {
         "model_path": args.model_path or model.path,
-        "served_model_name": served_name(client),
+        "served_model_name": served_name(args, model),
         "tokenizer_path": args.tokenizer_path or model.path,
         "is_generation": True,
         "preferred_sampling_params": args.preferred_sampling_params,

@@ -43,21 +43,19 @@ WARM_UP_IDS = {"input_ids": [0, 1, 2], "sampling_params": WARM_UP["sampling_para
 def serve(args: ServerArgs) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. ConfigError when the configuration cannot work."""
     log.configure("server", args.log_level)
-    with _stopped_by_sigterm():
+    with _stopped_by_sigterm(), _listening(args.host, args.port) as listener:
         prepared = prepare(args)
-        args, model = prepared.args, prepared.model
-        with _listening(args.host, args.port) as listener:
-            try:
-                cluster = launch(args, model)
-            except ConfigError:
-                raise
-            except MoonLangError as error:
-                _log.error("The server cannot start. %s", error)
-                return 1
-            try:
-                return _run(args, model, cluster, listener)
-            finally:
-                cluster.close()
+        try:
+            cluster = launch(prepared.args, prepared.model)
+        except ConfigError:
+            raise
+        except MoonLangError as error:
+            _log.error("The server cannot start. %s", error)
+            return 1
+        try:
+            return _run(prepared.args, prepared.model, cluster, listener)
+        finally:
+            cluster.close()
 
 
 def _run(args: ServerArgs, model: ModelConfig, cluster: Cluster, listener: socket.socket) -> int:
@@ -97,16 +95,20 @@ def _client(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> EngineCli
     if args.log_requests or args.enable_request_time_stats_logging:
         level = args.log_requests_level if args.log_requests else None
         request_log = RequestLog(_log, level, args.log_requests_format, times=args.enable_request_time_stats_logging)
-    client = EngineClient(cluster.endpoint, tokenizer, model, args, cluster.ready, request_log=request_log)
-    if args.enable_metrics:
-        client.metrics = ServerMetrics(
-            served_name(client),
-            extra={name: str(value) for name, value in (args.extra_metric_labels or {}).items()},
-            ttft_s=buckets.seconds(args.bucket_time_to_first_token, buckets.TIME_TO_FIRST_TOKEN_S),
-            inter_token_s=buckets.seconds(args.bucket_inter_token_latency, buckets.INTER_TOKEN_S),
-            e2e_s=buckets.seconds(args.bucket_e2e_request_latency, buckets.END_TO_END_S),
-        )
-    return client
+    metrics = _metrics(args, model) if args.enable_metrics else None
+    return EngineClient(
+        cluster.endpoint, tokenizer, model, args, cluster.ready, metrics=metrics, request_log=request_log
+    )
+
+
+def _metrics(args: ServerArgs, model: ModelConfig) -> ServerMetrics:
+    return ServerMetrics(
+        served_name(args, model),
+        extra={name: str(value) for name, value in (args.extra_metric_labels or {}).items()},
+        ttft_s=buckets.seconds(args.bucket_time_to_first_token, buckets.TIME_TO_FIRST_TOKEN_S),
+        inter_token_s=buckets.seconds(args.bucket_inter_token_latency, buckets.INTER_TOKEN_S),
+        e2e_s=buckets.seconds(args.bucket_e2e_request_latency, buckets.END_TO_END_S),
+    )
 
 
 class _Server(uvicorn.Server):

@@ -17,7 +17,7 @@ class ModelRoutes:
     """The list of served models: one."""
 
     def __init__(self, client: EngineClient) -> None:
-        name = served_name(client)
+        name = served_name(client.args, client.model)
         self._card: dict[str, Any] = {
             "id": name,
             "object": "model",

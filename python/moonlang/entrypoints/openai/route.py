@@ -36,7 +36,7 @@ class Envelope:
             "id": rid,
             "object": kind,
             "created": int(clock.wall_s()),
-            "model": body.model or served_name(client),
+            "model": body.model or served_name(client.args, client.model),
         }
         self._metadata = {"weight_version": client.args.weight_version}
 
