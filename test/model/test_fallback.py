@@ -127,6 +127,13 @@ def test_what_cannot_be_served_is_refused_with_a_reason(config: dict[str, Any], 
         load_model(ours, spec_for(ours, "auto"), "dummy")
 
 
+def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SPEC.tiny()))
+    config = read_config(tmp_path)
+    with pytest.raises(ConfigError, match="with its weights in safetensors files"):
+        load_model(config, spec_for(config, "auto"))
+
+
 def test_an_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, CONFIGS["olmo2"])
     tensors = load_file(tmp_path / "model.safetensors")

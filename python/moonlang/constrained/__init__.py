@@ -1,0 +1,1 @@
+"""Grammars that output must follow: one file per --grammar-backend."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from moonlang.base.errors import BugError
 from moonlang.core.plan import Row, SlotStart
 from moonlang.core.ports import GrammarEngine, GrammarMatcher
+from moonlang.core.sampling import GREEDY_BELOW
 from moonlang.layers.penalties import Adjuster
 
 
@@ -72,7 +73,7 @@ class SlotTable:
         self.tenants[slot] = tenant
         self._epochs[slot] = tenant.epoch
         self.last_token[slot] = tenant.tokens[-1]
-        self.temperature[slot] = 1.0 if params.greedy else params.temperature
+        self.temperature[slot] = params.temperature if params.temperature >= GREEDY_BELOW else 1.0
         self.top_k[slot] = params.top_k
         self.top_p[slot] = params.top_p
         self.min_p[slot] = params.min_p

@@ -139,6 +139,9 @@ def load(config: ModelConfig, load_format: str, device: torch.device) -> CausalM
         causal = _causal(theirs, config, load_format).eval().to(device)
     except ValueError as error:  # the library's word for: no such causal model, or no choice of attention
         raise ConfigError(f"transformers cannot load {architecture}: {error}", hint=_HINT) from error
+    except OSError as error:
+        hint = "Fetch the whole checkpoint, with its weights in safetensors files."
+        raise ConfigError(f"{config.path} cannot be loaded: {error}", hint=hint) from error
     return _accepted(causal, config)
 
 
