@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moonlang.core.request import Request
 from moonlang.mem_cache.none import NoCache
 from moonlang.mem_cache.pool import PagePool
@@ -12,6 +14,11 @@ from moonlang.scheduler.scheduler import Scheduler
 def pool(scheduler: Scheduler) -> PagePool:
     """The page ledger."""
     return scheduler._memory.pool
+
+
+def owners(scheduler: Scheduler) -> Sequence[int]:
+    """The `Owner` of each page, as a plain integer: much faster than asking page by page."""
+    return scheduler._memory.pool._owner
 
 
 def cache(scheduler: Scheduler) -> RadixCache | NoCache:

@@ -93,14 +93,20 @@ def _explain(outcome: Outcome) -> None:
 
 
 def _mutants(most_seeds: int) -> int:
-    caught = 0
+    """Every mutant that can change an answer must be caught."""
+    stale = [mutant.name for mutant in mutants.MUTANTS if mutants.is_stale(mutant)]
+    if stale:
+        _say(f"the brain has changed, bring these mutants up to date in sim/mutants.py: {', '.join(stale)}")
+        return 1
+    caught, missed = 0, []
     for mutant in mutants.MUTANTS:
         verdict = mutants.hunt(mutant, most_seeds)
         caught += verdict.caught
-        _say(f"{verdict.describe():<44} {mutant.name}: {mutant.what}")
-    missed = [m for m in mutants.MUTANTS if not m.equivalent]
-    _say(f"{caught} of {len(mutants.MUTANTS)} mutants caught, {len(mutants.MUTANTS) - len(missed)} change no answer")
-    return 0 if caught >= len(missed) else 1
+        if not (verdict.caught or mutant.equivalent):
+            missed.append(mutant.name)
+        _say(f"{verdict.describe():<36} {mutant.name}: {mutant.what}{' (changes no answer)' * mutant.equivalent}")
+    _say(f"{caught} of {len(mutants.MUTANTS)} mutants caught, missed: {', '.join(missed) or 'none'}")
+    return 1 if missed else 0
 
 
 def _play(args: argparse.Namespace) -> int:

@@ -6,31 +6,25 @@ and runs seeds until a checker speaks up. Some of them are bugs that the simulat
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
 
 from moonlang.base.errors import BugError
 from moonlang.scheduler.scheduler import Scheduler
+from moonlang.sim import checkers
 from moonlang.sim.run import run
 from moonlang.sim.workload import draw
+from moonlang.sim.world import Checker
 
-# In the order of their imports.
-_BRAIN = (
-    "moonlang.mem_cache.eviction",
-    "moonlang.mem_cache.pool",
-    "moonlang.mem_cache.radix",
-    "moonlang.mem_cache.none",
-    "moonlang.mem_cache.leases",
-    "moonlang.scheduler.settings",
-    "moonlang.scheduler.estimate",
-    "moonlang.scheduler.policy",
-    "moonlang.scheduler.outbox",
-    "moonlang.scheduler.scheduler",
-)
+_BRAIN = ("moonlang.mem_cache", "moonlang.scheduler")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,58 +56,79 @@ class Verdict:
         return f"caught by {self.violation[0]} after {self.seeds} seed{'s' if self.seeds > 1 else ''}"
 
 
-def hunt(mutant: Mutant, most_seeds: int) -> Verdict:
+def hunt(mutant: Mutant, most_seeds: int, watch: Callable[[], Sequence[Checker]] = checkers.fresh) -> Verdict:
     """Run up to `most_seeds` cases against the mutant, until one fails."""
     make_scheduler = load(mutant)
     for seed in range(most_seeds):
-        outcome = run(draw(seed), make_scheduler=make_scheduler)
+        outcome = run(draw(seed), make_scheduler=make_scheduler, watch=watch)
         if outcome.failure is not None:
             return Verdict(seeds=seed + 1, violation=outcome.failure)
     return Verdict(seeds=most_seeds, violation=None)
 
 
+def is_stale(mutant: Mutant) -> bool:
+    """True when the brain has changed so that the mutant's text is not there, or not unique, any more."""
+    spec = importlib.util.find_spec(f"moonlang.{mutant.module}")
+    if spec is None or spec.origin is None:
+        return True
+    return Path(spec.origin).read_text(encoding="utf-8").count(mutant.old) != 1
+
+
 def load(mutant: Mutant) -> type[Scheduler]:
     """The Scheduler class of a fresh copy of the brain that has this mutant in it."""
-    with _shadowed_brain():
-        for name in _BRAIN:
-            _execute(name, mutant if f"moonlang.{mutant.module}" == name else None)
-        return sys.modules["moonlang.scheduler.scheduler"].Scheduler
+    if is_stale(mutant):
+        raise BugError(f"Mutant {mutant.name!r} does not fit {mutant.module} any more.", hint="Bring it up to date.")
+    finder = _Planter(mutant)
+    with _brain_set_aside():
+        sys.meta_path.insert(0, finder)
+        try:
+            return importlib.import_module("moonlang.scheduler.scheduler").Scheduler
+        finally:
+            sys.meta_path.remove(finder)
 
 
 @contextmanager
-def _shadowed_brain() -> Iterator[None]:
-    """The brain's modules step aside while a copy is loaded; parent packages must keep naming the originals."""
-    originals = {name: sys.modules[name] for name in _BRAIN}
+def _brain_set_aside() -> Iterator[None]:
+    """Inside, the brain's modules are not loaded; afterwards they are the ones from before."""
+    originals = {name: module for name, module in sys.modules.items() if name.startswith(_BRAIN)}
+    for name in originals:
+        del sys.modules[name]
     try:
         yield
     finally:
-        for name, module in originals.items():
-            _bind(name, module)
+        sys.modules.update(originals)
+        for name in _BRAIN:
+            package, _, short = name.rpartition(".")
+            setattr(sys.modules[package], short, originals[name])
 
 
-def _execute(name: str, mutant: Mutant | None) -> None:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise BugError(f"There is no module {name}.")
-    with open(spec.origin, encoding="utf-8") as file:
-        text = file.read()
-    if mutant is not None:
-        count = text.count(mutant.old)
-        if count != 1:
-            raise BugError(
-                f"Mutant {mutant.name!r} does not apply to {mutant.module}: its text occurs {count} times.",
-                hint="Bring sim/mutants.py up to date with the brain.",
-            )
-        text = text.replace(mutant.old, mutant.new)
-    module = importlib.util.module_from_spec(spec)
-    _bind(name, module)
-    exec(compile(text, f"{spec.origin}*", "exec"), module.__dict__)
+class _Planter(MetaPathFinder):
+    """Finds one module, the mutant's."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self._mutant = mutant
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != f"moonlang.{self._mutant.module}":
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.origin is not None:
+            spec.loader = _MutantLoader(fullname, spec.origin, self._mutant)
+        return spec
 
 
-def _bind(name: str, module: ModuleType) -> None:
-    package, _, short = name.rpartition(".")
-    sys.modules[name] = module
-    setattr(sys.modules[package], short, module)
+class _MutantLoader(SourceFileLoader):
+    """Compiles the changed text, past the cache of byte code."""
+
+    def __init__(self, fullname: str, path: str, mutant: Mutant) -> None:
+        super().__init__(fullname, path)
+        self._mutant = mutant
+
+    def get_code(self, fullname: str) -> CodeType:
+        text = Path(self.path).read_text(encoding="utf-8")
+        return compile(text.replace(self._mutant.old, self._mutant.new), f"{self.path}*", "exec")
 
 
 _SCHEDULER = "scheduler.scheduler"
@@ -306,9 +321,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="one token more",
         what="max_new_tokens is exceeded by one",
-        module=_SCHEDULER,
-        old="min(limit, length + wanted)",
-        new="min(limit, length + wanted + 1)",
+        module="scheduler.intake",
+        old="len(message.input_ids) + wanted",
+        new="len(message.input_ids) + wanted + 1",
     ),
     Mutant(
         name="eos not ignored",

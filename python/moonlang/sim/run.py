@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from moonlang.base.errors import MoonLangError
@@ -14,7 +14,7 @@ from moonlang.sim import checkers
 from moonlang.sim.checkers import replay
 from moonlang.sim.violation import Violation
 from moonlang.sim.workload import Case, draw
-from moonlang.sim.world import World
+from moonlang.sim.world import Checker, World
 
 MakeScheduler = Callable[[SchedulerConfig], Scheduler]
 
@@ -48,11 +48,12 @@ def run(
     case: Case,
     *,
     make_scheduler: MakeScheduler = Scheduler,
+    watch: Callable[[], Sequence[Checker]] = checkers.fresh,
     again: bool = False,
     trace: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """One case under all checkers; `again` adds the replay."""
-    world = World(case, checkers.fresh(), make_scheduler, trace)
+    """One case under the checkers that `watch` makes; `again` adds the replay."""
+    world = World(case, watch(), make_scheduler, trace)
     failure = None
     try:
         world.run()

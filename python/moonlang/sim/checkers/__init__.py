@@ -14,4 +14,4 @@ from moonlang.sim.world import Checker
 
 def fresh() -> list[Checker]:
     """All checkers, without memory of another run. Replay equality needs two runs: see `replay`."""
-    return [Delivery(), Pages(), Radix(), Isolation(), Bounds(), Order(), Liveness()]
+    return [Delivery(), Radix(), Pages(), Isolation(), Bounds(), Order(), Liveness()]

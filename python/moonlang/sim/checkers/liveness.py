@@ -8,8 +8,8 @@ from moonlang.sim.violation import Violation
 from moonlang.sim.world import World
 
 _NAME = "liveness"
-_PLANS_PER_TOKEN = 20  # retraction and preemption compute tokens again, but not for ever
-_PLANS_MORE = 500
+_PLANS_PER_TOKEN = 3  # retraction and preemption compute tokens again, but not for ever
+_PLANS_MORE = 200
 
 
 class Liveness(Watch):

@@ -21,7 +21,7 @@ class Pages(Watch):
         self._written: dict[int, list[int]] = {}  # plan id -> pages that the plan writes to
 
     def on_plan(self, world: World, plan: StepPlan) -> None:
-        pool = inside.pool(world.scheduler)
+        owners = inside.owners(world.scheduler)
         size = world.case.config.page_size
         for start in plan.starts:
             self._tables[start.slot] = []
@@ -31,18 +31,18 @@ class Pages(Watch):
             table[row.page_at : row.page_at + len(row.pages)] = row.pages
             first, last = row.start // size, (row.start + row.length - 1) // size
             for index, page in enumerate(table[: last + 1]):
-                owner = pool.owner(page)
+                owner = owners[page]
                 if owner != Owner.LEASED and (index >= first or owner != Owner.CACHED):
-                    raise Violation(_NAME, f"{_what(row, index >= first)} page {page}, which is {owner.name}")
+                    raise Violation(_NAME, f"{_what(row, index >= first)} page {page}, which is {Owner(owner).name}")
             written += table[first : last + 1]
         self._written[plan.plan_id] = written
 
     def after_step(self, world: World) -> None:
-        pool = inside.pool(world.scheduler)
+        owners = inside.owners(world.scheduler)
         self._written = {plan.plan_id: self._written[plan.plan_id] for plan in world.pipeline.plans}
         for plan_id, pages in self._written.items():
             # A page that is only read may be freed: its next tenant writes in a later plan.
-            free = [page for page in pages if pool.owner(page) == Owner.FREE]
+            free = [page for page in pages if owners[page] == Owner.FREE]
             if free:
                 raise Violation(_NAME, f"pages {free} are free while plan {plan_id} writes to them")
         if is_due(world):
@@ -60,12 +60,12 @@ class Pages(Watch):
     def _count(self, world: World) -> None:
         """Sum up the owners from what the holders hold, not from the ledger's counters."""
         scheduler = world.scheduler
-        pool = inside.pool(scheduler)
+        pool, owners = inside.pool(scheduler), inside.owners(scheduler)
         cached = [page for node in inside.cache(scheduler).nodes() for page in node.pages]
         leased = [page for r in inside.running(scheduler) if r.lease for page in r.lease.pages[r.lease.shared :]]
         for owner, pages in ((Owner.CACHED, cached), (Owner.LEASED, leased)):
             held = dict.fromkeys(pages)
-            wrong = [page for page in held if pool.owner(page) != owner]
+            wrong = [page for page in held if owners[page] != owner]
             if wrong or len(held) != len(pages) or len(pages) != pool.count(owner):
                 raise Violation(
                     _NAME, f"{len(pages)} pages are held as {owner.name}, {pool.count(owner)} counted; {wrong}"
