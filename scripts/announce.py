@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import shlex
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-from threading import Event
 
 from moonlang.base.errors import ConfigError
 from moonlang.config.server_args import ServerArgs, parse
@@ -22,14 +22,6 @@ from moonlang.config.server_args import ServerArgs, parse
 PROMPT = "Write a short story about a fox."
 MAX_TOKENS = 100
 POLL_S = 0.1
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def fetch(url: str, api_key: str | None) -> bytes | None:
@@ -77,11 +69,14 @@ def main() -> None:
     if args.port == 0 or args.ssl_certfile:
         return  # only the server knows the port; a certificate may be one that this machine does not trust
     url = base_url(args)
-    pause = Event()
+    try:
+        server = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
     while fetch(f"{url}/health", args.api_key) is None:
-        if not alive(pid):
+        ended, _, _ = select.select([server], [], [], POLL_S)
+        if ended:
             return
-        pause.wait(POLL_S)
     models = json.loads(fetch(f"{url}/v1/models", args.api_key) or b'{"data": [{"id": "default"}]}')
     model = models["data"][0]["id"]
     print(f"\nMoonLang serves {Path(model).name} at {url}. Try it from another terminal:\n")

@@ -151,7 +151,7 @@ def steps(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("page", "number"),
+    ("page", "blocks"),
     [
         ("tutorial.md", 10),
         ("how-to/structured-output.md", 3),
@@ -187,6 +187,6 @@ def test_sigterm_ends_everything(tmp_path: Path) -> None:
 
 
 def test_wrong_flag_is_explained_once(tmp_path: Path) -> None:
-    done = run([str(SERVE), "--no-such-flag"], tmp_path)
+    done = run([str(SERVE), "--unknown-flag"], tmp_path)
     assert done.returncode == 2
-    assert (done.stdout + done.stderr).count("--no-such-flag") == 1
+    assert (done.stdout + done.stderr).count("--unknown-flag") == 1
