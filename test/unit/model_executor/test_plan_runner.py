@@ -144,12 +144,19 @@ def test_shared_prefix_pages_are_read_not_written():
 
 
 def test_a_slot_forgets_its_former_tenant():
-    runner = make()
-    params = SamplingParams(temperature=0.0, logit_bias={11: 100.0})
+    """Even when the former tenant had everything and did nothing, and a neighbour keeps all paths busy."""
+    runner = make(Grammars())
     spec = LogprobSpec(0, 2)
-    runner.run(StepPlan(0, 0, (start(3, [1, 2], params=params, logprob=spec),), (prefill(3, [1, 2]),)))
-    result = runner.run(StepPlan(1, 0, (start(3, [4], epoch=2),), (prefill(3, [4], epoch=2),))).rows[0]
+    params = SamplingParams(temperature=0.0, logit_bias={11: 100.0}, grammar=GrammarSpec("regex", "30 40"))
+    runner.run(StepPlan(0, 0, (start(3, [1, 2, 3, 4, 5], params=params, logprob=spec),), ()))
+    runner.run(StepPlan(1, 0, (), (prefill(3, [1, 2, 3, 4, 5], 0, 2),)))
+    starts = (start(3, [4], epoch=2), start(4, [4], params=params, logprob=spec))
+    row = Row(3, 2, 0, 1, (4,), True, 0, (24,))
+    result, neighbour = runner.run(StepPlan(2, 0, starts, (row, prefill(4, [4])))).rows
     assert (result.tokens, result.epoch, result.output, result.prompt) == ((successor([4]),), 2, (), ())
+    assert neighbour.tokens == (30,)
+    assert runner._table.page_table[3].tolist() == [24] + [0] * (PAGES - 1)
+    assert not runner._table.errors
 
 
 @pytest.mark.parametrize(
