@@ -37,7 +37,7 @@ def test_a_trace_plays_and_hits_what_can_be_hit(trace: Path) -> None:
 
 def test_a_small_pool_hits_less(trace: Path) -> None:
     requests = traces.load(str(trace))
-    roomy, tight = (float(traces.play(requests, num_pages=n)[1].split("rate ")[1].split("%")[0]) for n in (100, 7))
+    roomy, tight = (float(traces.play(requests, num_pages=n)[1].split("rate ")[1].split("%")[0]) for n in (100, 6))
     assert tight < roomy
 
 
