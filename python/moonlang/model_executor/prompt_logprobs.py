@@ -34,9 +34,12 @@ def report(
         del table.next_prompt[row.slot]
     unknown = min(max(row.start + 1, first), stop)
     entries = [TokenLogprob(tenant.tokens[position], None) for position in range(first, unknown)]
-    position = unknown
-    for part in hidden[unknown - 1 - row.start : stop - 1 - row.start].split(max(1, _SLICE_VALUES // vocab_size)):
-        for logprobs in sampler.log_softmax(logits(part).cpu().numpy()):
+    known = range(unknown, stop)
+    step = max(1, _SLICE_VALUES // vocab_size)
+    for at in range(0, len(known), step):
+        positions = known[at : at + step]
+        begin = positions[0] - 1 - row.start
+        values = sampler.log_softmax(logits(hidden[begin : begin + len(positions)]).cpu().numpy())
+        for position, logprobs in zip(positions, values, strict=True):
             entries.append(entry(logprobs, tenant.tokens[position], tenant.logprob))
-            position += 1
     return tuple(entries)
