@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,8 +20,10 @@ from moonlang.core.messages import Abort, Control, Generate, Reply, TextBatch, T
 from moonlang.core.ports import Endpoint
 from moonlang.core.request import Finish
 from moonlang.core.sampling_parse import INT64_MAX
+from moonlang.entrypoints.live import Live, Watch
+from moonlang.entrypoints.stream import Stream, merge
 from moonlang.observability.metrics import ServerMetrics
-from moonlang.observability.request_log import Finished, RequestLog
+from moonlang.observability.request_log import RequestLog
 from moonlang.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
@@ -30,98 +32,6 @@ SCHEDULER = "scheduler"
 INLINE_ENCODE_CHARS = 4096  # longer prompts are tokenised on a thread, so that they hold up nobody's stream
 ENCODE_THREADS = 2
 HOPELESS_FACTOR = 4  # a prompt of so many times the characters that fit the context is not even tokenised
-
-
-class _Live:
-    """A sequence that has not finished. `stream` is None once its client is gone."""
-
-    __slots__ = (
-        *("cached", "first_ns", "index", "last_ns", "observed", "prompt", "queue_ns"),
-        *("start_ns", "stream", "streaming", "tokens"),
-    )
-
-    def __init__(self, stream: Stream, index: int, message: Generate, observed: bool, now_ns: int) -> None:
-        self.stream: Stream | None = stream
-        self.index = index
-        self.streaming = message.stream
-        self.observed = observed
-        self.start_ns = now_ns
-        self.first_ns = 0
-        self.last_ns = 0
-        self.tokens = 0
-        self.prompt = len(message.input_ids)
-        self.cached = 0
-        self.queue_ns = 0
-
-
-class Stream:
-    """What the sequences of one call say, as it arrives. For one consumer, which must `close` it (a `with` block does).
-
-    It holds what the consumer has not taken yet: at most the whole output of its own sequences.
-    """
-
-    __slots__ = ("_client", "_ready", "_waiter", "_watcher", "closed", "open_count", "rids")
-
-    def __init__(self, client: EngineClient, rids: list[str]) -> None:
-        self._client = client
-        self._watcher: asyncio.Task[None] | None = None
-        self._ready: list[tuple[int, TextDelta]] = []
-        self._waiter: asyncio.Future[None] | None = None
-        self.rids = rids
-        self.open_count = len(rids)
-        self.closed = False
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def finished(self) -> bool:
-        """True when the last delta of every sequence has been taken."""
-        return self.open_count == 0 and not self._ready
-
-    async def next(self) -> list[tuple[int, TextDelta]]:
-        """Everything that has come since the last call, as (index of the sequence, delta); waits for the first.
-
-        Empty only after `close`, or when everything has been taken.
-        """
-        if not self._ready and self.open_count and not self.closed:
-            self._waiter = self._client.loop.create_future()
-            await self._waiter
-        ready, self._ready = self._ready, []
-        return ready
-
-    def close(self) -> None:
-        """Abort what still runs. Wakes a waiting consumer; may be called twice."""
-        if self.closed:
-            return
-        self.closed = True
-        if self._watcher is not None:
-            self._watcher.cancel()
-        self._ready.clear()
-        if self.open_count:
-            self._client.forsake(self)
-        self.wake()
-
-    def close_after(self, gone: Coroutine[Any, Any, None]) -> None:
-        """Close when `gone` returns; it is cancelled when the stream is closed before."""
-        self._watcher = self._client.loop.create_task(gone)
-        self._watcher.add_done_callback(lambda _: self.close())
-
-    def put(self, index: int, delta: TextDelta) -> None:
-        """Called by the client only."""
-        self._ready.append((index, delta))
-        if delta.finish is not None:
-            self.open_count -= 1
-        if self._waiter is not None:
-            self.wake()
-
-    def wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
 
 class EngineClient:
@@ -147,12 +57,11 @@ class EngineClient:
         self.args = args
         self.ready = ready
         self.metrics = metrics
-        self._request_log = request_log
-        self._observed = metrics is not None or request_log is not None
+        self._watch = Watch(metrics, request_log) if metrics is not None or request_log is not None else None
         self.start_s = clock.wall_s()
         self.failure = ""  # why the engine is gone
         self._endpoint = endpoint
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._next_control = 0
         self._random = random.Random(args.random_seed)
@@ -244,18 +153,16 @@ class EngineClient:
         if len(set(rids)) != len(rids):
             raise RequestError("Request ids of one call must differ.")
         now_ns = clock.monotonic_ns()
-        stream = Stream(self, rids)
+        stream = Stream(self.loop, rids, self._forsake)
         for index, message in enumerate(messages):
             try:
                 self._endpoint.send(SCHEDULER, message)
             except PeerError as error:
                 stream.close()
                 raise RequestError(f"The scheduler does not take requests: {error.message}", status=503) from error
-            self._live[message.rid] = _Live(stream, index, message, observed, now_ns)
-            if observed and self.metrics is not None:
-                self.metrics.started(message.stream, message.sampling.grammar is not None)
-            if observed and self._request_log is not None:
-                self._request_log.received(message)
+            self._live[message.rid] = Live(stream, index, message, observed, now_ns)
+            if observed and self._watch is not None:
+                self._watch.started(message)
         return stream
 
     async def stream(self, message: Generate) -> AsyncIterator[TextDelta]:
@@ -266,7 +173,7 @@ class EngineClient:
                 if items:
                     yield merge([delta for _, delta in items])
 
-    def forsake(self, stream: Stream) -> None:
+    def _forsake(self, stream: Stream) -> None:
         """The consumer of `stream` is gone: abort its sequences. Their rids stay taken until the engine has let go."""
         for rid in stream.rids:
             live = self._live.get(rid)
@@ -328,88 +235,19 @@ class EngineClient:
         output, self._output = self._output, None
         if output is not None and not output.done():
             output.set_result(None)
-        lives, observed = self._live, self._observed
+        lives, watch = self._live, self._watch
         for delta in batch.items:
             live = lives.get(delta.rid)
             if live is None:
                 continue  # the answer to an abort that crossed the end of its request
-            if observed and live.observed:
-                self._observe(live, delta, now_ns)
+            if watch is not None and live.observed:
+                watch.delta(live, delta, now_ns)
             if delta.finish is not None:
                 del lives[delta.rid]
             if live.stream is not None:
                 live.stream.put(live.index, delta)
 
-    def _observe(self, live: _Live, delta: TextDelta, now_ns: int) -> None:
-        """Count one delta. Times are taken where the text arrives, so they hold everything but the socket."""
-        metrics = self.metrics
-        if delta.head is not None:
-            live.prompt, live.cached = delta.head.prompt_tokens, delta.head.cached_tokens
-            live.queue_ns = delta.head.queue_ns
-            if metrics is not None:
-                metrics.queue_s.observe(delta.head.queue_ns / clock.NS_PER_S)
-        count = len(delta.tokens)
-        if count:
-            if live.first_ns == 0:
-                live.first_ns = now_ns
-                if metrics is not None:
-                    metrics.time_to_first_token_s.observe(live.streaming, (now_ns - live.start_ns) / clock.NS_PER_S)
-            elif live.streaming and metrics is not None:
-                metrics.inter_token_s.observe((now_ns - live.last_ns) / clock.NS_PER_S / count, count)
-            live.last_ns = now_ns
-            live.tokens += count
-        if delta.finish is not None:
-            self._observe_end(live, delta.rid, delta.finish, now_ns)
-
-    def _observe_end(self, live: _Live, rid: str, finish: Finish, now_ns: int) -> None:
-        e2e_s = (now_ns - live.start_ns) / clock.NS_PER_S
-        if self._request_log is not None:
-            ttft_s = (live.first_ns - live.start_ns) / clock.NS_PER_S if live.first_ns else None
-            self._request_log.finished(
-                Finished(
-                    rid=rid,
-                    finish=finish.kind,
-                    message=finish.message,
-                    prompt_tokens=live.prompt,
-                    cached_tokens=live.cached,
-                    completion_tokens=live.tokens,
-                    queue_s=live.queue_ns / clock.NS_PER_S,
-                    first_token_s=ttft_s,
-                    e2e_s=e2e_s,
-                )
-            )
-        if self.metrics is None:
-            return
-        if finish.kind == "abort":
-            self.metrics.aborted()
-            return
-        self.metrics.ended(
-            live.streaming,
-            prompt=live.prompt,
-            cached=live.cached,
-            output=live.tokens,
-            e2e_s=e2e_s,
-            decode_s=(live.last_ns - live.first_ns) / clock.NS_PER_S,
-        )
-
 
 def _longest_token(tokenizer: Tokenizer) -> int:
     """Characters of the longest token, at least 1."""
     return max(len(tokenizer.id_to_token(token) or "") for token in range(tokenizer.vocab_size)) or 1
-
-
-def merge(deltas: list[TextDelta]) -> TextDelta:
-    """Several deltas of one sequence, in order, as one."""
-    if len(deltas) == 1:
-        return deltas[0]
-    last = deltas[-1]
-    return TextDelta(
-        rid=last.rid,
-        text="".join(delta.text for delta in deltas),
-        tokens=tuple(token for delta in deltas for token in delta.tokens),
-        finish=last.finish,
-        head=next((delta.head for delta in deltas if delta.head is not None), None),
-        output=tuple(entry for delta in deltas for entry in delta.output),
-        prompt=tuple(entry for delta in deltas for entry in delta.prompt),
-        retractions=last.retractions,
-    )

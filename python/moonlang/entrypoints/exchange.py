@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from moonlang.base.errors import RequestError
 from moonlang.core.messages import TextDelta
 from moonlang.entrypoints import errors
-from moonlang.entrypoints.client import Stream
+from moonlang.entrypoints.stream import Stream
 
 T = TypeVar("T")
 

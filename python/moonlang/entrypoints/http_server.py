@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -134,6 +135,8 @@ class _Server(uvicorn.Server):
             await self._warm_up()
         if self.should_exit:
             return
+        gc.collect()
+        gc.freeze()  # what start-up made lives as long as the process: later collections need not look at it
         await super().startup(sockets)
         self._health.state = "Up"
         for listener in sockets or []:

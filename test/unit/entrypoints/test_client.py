@@ -12,7 +12,8 @@ from fake_engine import FakeEngine
 from moonlang.base.errors import RequestError
 from moonlang.core.messages import Abort, Generate, TextDelta
 from moonlang.core.sampling import SamplingParams
-from moonlang.entrypoints.client import EngineClient, merge
+from moonlang.entrypoints.client import EngineClient
+from moonlang.entrypoints.stream import merge
 
 
 def run(case: Coroutine[Any, Any, None]) -> None:
@@ -29,10 +30,10 @@ def ask(rid: str, text: str = "abc", *, key: str = "", limit: int | None = None)
     )
 
 
-def with_client(case: Any) -> None:
+def with_client(case: Any, **model: Any) -> None:
     async def main() -> None:
         with FakeEngine() as engine:
-            client = engine.client()
+            client = engine.client(**model)
             client.start(asyncio.get_running_loop())
             try:
                 await case(engine, client)
@@ -191,12 +192,14 @@ def test_when_the_engine_dies_everything_ends_with_503() -> None:
     with_client(case)
 
 
-def test_long_texts_are_tokenised_off_the_loop() -> None:
+def test_long_texts_are_tokenised_off_the_loop_and_hopeless_ones_not_at_all() -> None:
     async def case(engine: FakeEngine, client: EngineClient) -> None:
         assert await client.encode("ab") == [97, 98]
         assert len(await client.encode("x" * 10_000)) == 10_000
+        with pytest.raises(RequestError, match="is longer than the model's context length"):
+            await client.encode("x" * 1_000_000)
 
-    with_client(case)
+    with_client(case, context_length=20_000)
 
 
 def test_merge_keeps_what_each_delta_says() -> None:

@@ -44,7 +44,9 @@ def test_a_finished_request_is_counted_once_in_every_place() -> None:
     assert value(metrics, "sglang:inter_token_latency_seconds_count") == 4
     assert value(metrics, "sglang:inter_token_latency_seconds_sum") == pytest.approx(0.012)
     assert value(metrics, "sglang:e2e_request_latency_seconds_sum", is_streaming="True") == 0.5
-    assert value(metrics, "sglang:request_time_per_output_token_seconds_sum", is_streaming="True") == pytest.approx(0.01)
+    assert value(metrics, "sglang:request_time_per_output_token_seconds_sum", is_streaming="True") == pytest.approx(
+        0.01
+    )
     assert value(metrics, "sglang:uncached_prompt_tokens_histogram_bucket", le="100.0") == 1
 
 

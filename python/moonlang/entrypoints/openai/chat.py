@@ -13,13 +13,14 @@ from moonlang.base.errors import RequestError
 from moonlang.core.messages import Generate, TextDelta
 from moonlang.core.request import LogprobSpec
 from moonlang.entrypoints import exchange, generation, prompts
-from moonlang.entrypoints.client import EngineClient, merge
+from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.exchange import EventStream, json_response
 from moonlang.entrypoints.openai import conversation, shapes
 from moonlang.entrypoints.openai.protocol import REFUSED, ChatRequest, native_sampling
 from moonlang.entrypoints.openai.route import Envelope, refused, sampling_defaults, wants_usage
 from moonlang.entrypoints.openai.shapes import Tally
 from moonlang.entrypoints.prompts import Common, Prompt
+from moonlang.entrypoints.stream import merge
 from moonlang.text.chat_template import ChatTemplate
 
 MAX_TOP_LOGPROBS = 20  # as OpenAI has it
