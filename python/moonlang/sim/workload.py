@@ -211,6 +211,8 @@ class _Scripts:
     def _prompt(self) -> tuple[int, ...]:
         """Nested: a prefix of one of the case's stems, or all of it, and something of its own."""
         rng = self._rng
+        if rng.random() < 0.01:
+            return ()
         stem = rng.choice(self._stems)
         if rng.random() < 0.5:
             stem = stem[: rng.randint(0, len(stem))]

@@ -198,8 +198,12 @@ class World:
             self._finished(client)
 
     def _flush(self) -> None:
+        idle = self.scheduler.idle
         done = self.scheduler.flush_cache()
         self._say("flush ", done)
+        stats = self.scheduler.stats()
+        if done != idle or (done and stats.free_tokens != stats.max_total_tokens):
+            raise Violation("flush", f"idle {idle}, flushed {done}, {stats.free_tokens} tokens free")
 
     def _compiled(self, spec: GrammarSpec) -> None:
         self._take(self.scheduler.grammar_ready(spec, compile_error(spec)))

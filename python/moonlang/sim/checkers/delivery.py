@@ -42,6 +42,9 @@ class Delivery(Watch):
         for client in world.clients.values():
             if not client.is_done:
                 raise Violation(_NAME, f"{client.script.rid} never ends")
+        stats = world.scheduler.stats()
+        if not stats.total_requests == stats.total_finished + stats.total_aborted == len(world.clients):
+            raise Violation(_NAME, f"{len(world.clients)} requests were sent, but {stats}")
 
     def _answer(self, world: World, client: Client) -> tuple[list[int], Finish]:
         rid = client.script.rid

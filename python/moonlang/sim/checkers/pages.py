@@ -72,6 +72,9 @@ class Pages(Watch):
                 )
         if sum(pool.count(owner) for owner in Owner) != pool.capacity:
             raise Violation(_NAME, "the owners do not add up to the pool")
+        stats = scheduler.stats()
+        if stats.used_tokens + stats.cached_tokens + stats.free_tokens != stats.max_total_tokens:
+            raise Violation(_NAME, f"the reported tokens do not add up: {stats}")
         try:
             scheduler.check()
         except BugError as error:
