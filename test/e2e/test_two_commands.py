@@ -176,8 +176,9 @@ def test_pages_can_be_followed(page: str, blocks: int, served: Served, tmp_path:
             assert as_told, f"expected:\n{body}\nprinted:\n{printed[:2000]}"
 
 
-def test_sigterm_ends_everything(tmp_path: Path) -> None:
-    served = start(tmp_path)
+def test_one_warning_a_flag_and_sigterm_ends_everything(tmp_path: Path) -> None:
+    served = start(tmp_path, "--enable-dynamic-chunking")
+    assert served.log.read_text().count("--enable-dynamic-chunking has no effect") == 1
     session = served.process.pid
     assert len(session_members(session)) > 1, "the roles run as processes of their own"
     stop(served)
