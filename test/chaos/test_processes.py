@@ -73,6 +73,16 @@ def test_a_signal_ends_the_server_in_order(server: WatchedServer, number: signal
     assert not [line for line in server.lines if "Traceback" in line or "rror" in line]
 
 
+def test_threads_end_in_order_too(flags: tuple[str, ...]) -> None:
+    with watched_server(*flags, "--in-process") as server:
+        server.wait_ready()
+        assert server.roles() == {}
+        assert server.post("/generate", {"text": "x", "sampling_params": {"max_new_tokens": 2}})[0] == 200
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.wait_exit() == 0
+        assert server.left_behind() == []
+
+
 def test_a_scheduler_that_hangs_ends_the_server(flags: tuple[str, ...]) -> None:
     with watched_server(*flags, "--watchdog-timeout", "1") as server:
         server.wait_ready()

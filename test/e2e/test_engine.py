@@ -161,6 +161,16 @@ def test_a_second_engine_beside_the_first(engine: moonlang.Engine, options: dict
     assert text_of(engine.generate("Hello", GREEDY)) == expected
 
 
+def test_without_a_tokenizer_ids_go_in_and_out(options: dict[str, Any]) -> None:
+    with moonlang.Engine(**options, in_process=True, skip_tokenizer_init=True) as engine:
+        assert engine.tokenizer is None
+        answer = engine.generate(input_ids=[1, 2, 3], sampling_params=GREEDY)
+        assert isinstance(answer, dict)
+        assert (answer["text"], len(answer["output_ids"])) == ("", 8)
+        with pytest.raises(RequestError, match="input_ids"):
+            engine.generate("text", GREEDY)
+
+
 def test_after_shutdown_calls_are_refused(options: dict[str, Any]) -> None:
     engine = moonlang.Engine(**options, in_process=True)
     engine.shutdown()

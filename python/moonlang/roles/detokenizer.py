@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from moonlang.base.errors import PeerError
@@ -12,7 +13,7 @@ from moonlang.core.ports import Endpoint
 from moonlang.roles import topology
 from moonlang.roles.role import NEVER_NS
 from moonlang.text.detokenize import Detokenizer
-from moonlang.text.output import Output
+from moonlang.text.output import PIECE_LOGPROBS, Output, count_logprobs
 from moonlang.text.tokenizer import load_tokenizer
 
 
@@ -48,8 +49,8 @@ class DetokenizerRole:
                     text = self._handle(delta)
                     if text is not None:
                         texts.append(text)
-            if texts:
-                self._endpoint.send(topology.API, TextBatch(tuple(texts)))
+            for batch in _messages(texts):
+                self._endpoint.send(topology.API, batch)
         return NEVER_NS
 
     def close(self) -> None:
@@ -73,6 +74,19 @@ class DetokenizerRole:
         interval = head.sampling.stream_interval or self._interval
         text = None if self._detokenizer is None else self._detokenizer.stream(head.sampling.skip_special_tokens)
         return Output(rid, head, text, interval if head.stream else None)
+
+
+def _messages(texts: list[TextDelta]) -> Iterator[TextBatch]:
+    """All texts in one message, or in a few when many log probabilities come with them."""
+    begin = numbers = 0
+    for index, text in enumerate(texts):
+        if text.prompt or text.output:
+            numbers += count_logprobs(text)
+            if numbers >= PIECE_LOGPROBS:
+                yield TextBatch(tuple(texts[begin : index + 1]))
+                begin, numbers = index + 1, 0
+    if begin < len(texts):
+        yield TextBatch(tuple(texts[begin:]))
 
 
 def _headless(delta: TokenDelta) -> TextDelta | None:

@@ -22,8 +22,8 @@ def set_title(title: str) -> None:
 def die_with(parent_pid: int, directory: Path) -> None:
     """When process `parent_pid` ends, delete `directory` and kill this process with the group it leads from now on.
 
-    Two lines of defence: until the process handles SIGTERM itself the kernel kills it with that signal even in the
-    middle of C code; from then on a thread that waits for the parent does it, and also removes the folder.
+    A thread waits for the parent's end. While the process is loading, maybe long in the middle of C code, the kernel sends
+    SIGTERM as well.
     """
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -34,6 +34,11 @@ def die_with(parent_pid: int, directory: Path) -> None:
     if parent < 0 or os.getppid() != parent_pid:  # it died before we could watch it
         _vanish(directory)
     threading.Thread(target=_watch, args=(parent, directory), name="lifeline", daemon=True).start()
+
+
+def finished_loading() -> None:
+    """From now on SIGTERM means an orderly end, which would be over before the thread has removed the folder."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
 def _watch(parent: int, directory: Path) -> None:

@@ -80,6 +80,7 @@ def _run(job: Job, directory: Path) -> None:
     heartbeat = Heartbeat(heartbeat_file(directory, job.role), job.args.watchdog_timeout)
     stop = Wakeup()
     role = create(job.role, job.args, job.model, endpoint)
+    lifeline.finished_loading()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     gc.collect()
     gc.freeze()  # what was loaded stays: no later collection has to walk it

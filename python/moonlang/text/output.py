@@ -9,12 +9,19 @@ from moonlang.core.request import Finish
 from moonlang.text.detokenize import TextStream
 from moonlang.text.stop import Hit, StopMatcher
 
+PIECE_LOGPROBS = 200_000  # about 3 MB as a message
+
+
+def count_logprobs(delta: TokenDelta | TextDelta) -> int:
+    """How many log probabilities travel with `delta`."""
+    return sum(1 + len(entry.top) + len(entry.ids) for entry in (*delta.prompt, *delta.output))
+
 
 class Output:
     """Lives from the first delta of a request to its finish; bounded by the tokens that wait for the next piece.
 
     text: None on a server without a tokenizer. interval: tokens per piece, of which the first comes at once; None: the
-    whole output is one piece.
+    whole output is one piece, unless its log probabilities would make that too large for a message.
     """
 
     def __init__(self, rid: str, head: StreamHead, text: TextStream | None, interval: int | None) -> None:
@@ -31,21 +38,27 @@ class Output:
         self._shown: list[str] = []  # text of _tokens; filled by the matcher only
         self._output: list[TokenLogprob] = []
         self._prompt: list[TokenLogprob] = []
+        self._numbers = 0  # log probabilities in _output and _prompt
 
     def push(self, delta: TokenDelta) -> TextDelta | None:
         """Take what the scheduler sent; return the piece that is due now. A piece with a finish is the last one."""
-        if delta.prompt:
+        if delta.prompt or delta.output:
+            self._numbers += count_logprobs(delta)
             self._prompt += delta.prompt
         finish = delta.finish
         if self._matcher is None:
             self._tokens += delta.tokens
-            if delta.output:
-                self._output += delta.output
+            self._output += delta.output
         else:
             finish = self._search(self._matcher, delta)
-        if finish is None and (self._interval is None or len(self._tokens) < self._due):
-            return None
-        return self._piece(finish, delta.retractions)
+        if finish is not None or self._is_due():
+            return self._piece(finish, delta.retractions)
+        return None
+
+    def _is_due(self) -> bool:
+        if self._numbers >= PIECE_LOGPROBS:
+            return True
+        return self._interval is not None and len(self._tokens) >= self._due
 
     def _piece(self, finish: Finish | None, retractions: int) -> TextDelta:
         piece = TextDelta(
@@ -60,6 +73,7 @@ class Output:
         )
         self._head = None
         self._due = self._interval or 0
+        self._numbers = 0
         for waiting in (self._tokens, self._shown, self._output, self._prompt):
             waiting.clear()
         return piece

@@ -12,6 +12,7 @@ from moonlang.base.errors import PeerError
 from moonlang.config.model_config import load_model_config
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Message, StopHit, StreamHead, TextBatch, TextDelta, TokenBatch, TokenDelta
+from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish
 from moonlang.core.sampling import SamplingParams
 from moonlang.messaging.inproc import Hub, InprocEndpoint
@@ -73,6 +74,15 @@ def test_all_texts_of_a_step_travel_in_one_message(bench: Bench) -> None:
     (batch,) = bench.sent(bench.api)
     assert isinstance(batch, TextBatch)
     assert [(item.rid, item.text) for item in batch.items] == [(f"r{index}", "hi") for index in range(5)]
+
+
+def test_a_step_with_very_many_log_probabilities_takes_several_messages(bench: Bench) -> None:
+    entry = TokenLogprob(1, -1.0, tuple((-1.0, token) for token in range(1000)))
+    deltas = [TokenDelta(f"r{n}", bench.ids("x"), LENGTH, head(), prompt=(entry,) * 100) for n in range(5)]
+    bench.scheduler.send("detokenizer", TokenBatch(tuple(deltas)))
+    bench.role.step(0)
+    batches = bench.sent(bench.api)
+    assert [len(batch.items) for batch in batches if isinstance(batch, TextBatch)] == [2, 2, 1]
 
 
 def test_characters_over_several_steps(bench: Bench) -> None:

@@ -82,6 +82,17 @@ def test_prompt_logprobs_and_retractions_are_handed_on() -> None:
     assert (piece.prompt, piece.retractions) == (prompt, 2)
 
 
+def test_many_log_probabilities_are_not_saved_up_for_one_huge_message() -> None:
+    out = output(interval=None)
+    entry = TokenLogprob(1, -1.0, tuple((-1.0, token) for token in range(1000)))
+    pieces = [out.push(TokenDelta("r", (), head=None, prompt=(entry,) * 100)) for _ in range(5)]
+    assert [piece is not None for piece in pieces] == [False, True, False, True, False]
+    assert sum(len(piece.prompt) for piece in pieces if piece) == 400
+    last = out.push(TokenDelta("r", (1,), LENGTH))
+    assert last is not None
+    assert (len(last.prompt), last.text) == (100, "a")
+
+
 STOPPED = Finish(kind="stop", matched=EOS)
 
 
