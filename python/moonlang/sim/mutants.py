@@ -167,6 +167,13 @@ MUTANTS: tuple[Mutant, ...] = (
         new="return None",
     ),
     Mutant(
+        name="pinned too short",
+        what="pages wait for the oldest plan in flight, not for the newest that writes to them",
+        module=_SCHEDULER,
+        old="return request.last_plan if in_flight else None",
+        new="return self._in_flight[0].plan_id if in_flight else None",
+    ),
+    Mutant(
         name="unpinned early",
         what="pinned pages are freed one plan too early",
         module=_POOL,
@@ -304,6 +311,13 @@ MUTANTS: tuple[Mutant, ...] = (
         new="start = request.logprob.start",
     ),
     # ---- what clients see
+    Mutant(
+        name="logprobs from the cache",
+        what="positions whose log probabilities are wanted may come from the cache, which has none",
+        module="scheduler.policy",
+        old="limit = min(limit, max(0, request.logprob.start - 1))",
+        new="limit = min(limit, len(request.tokens) - 1)",
+    ),
     Mutant(
         name="double delivery",
         what="every delta repeats the tokens before it",

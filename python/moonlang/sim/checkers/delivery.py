@@ -28,7 +28,7 @@ class Delivery(Watch):
         if (delta.head is None) != (client.head is not None):
             raise Violation(_NAME, f"{delta} is not the first delta with a head, or has a second head")
         if client.head is None and delta.head is not None:
-            self._check_head(client, delta)
+            self._check_head(world, client, delta)
         answer, finish = self._answer(world, client)
         so_far = len(client.tokens)
         if list(delta.tokens) != answer[so_far : so_far + len(delta.tokens)]:
@@ -53,10 +53,11 @@ class Delivery(Watch):
             self._answers[rid] = world.case.model.answer(client.prompt, client.script.sampling, most)
         return self._answers[rid]
 
-    def _check_head(self, client: Client, delta: TokenDelta) -> None:
-        head = delta.head
+    def _check_head(self, world: World, client: Client, delta: TokenDelta) -> None:
+        head, size = delta.head, len(client.prompt)
         assert head is not None
-        if head.prompt_tokens != len(client.prompt) or not 0 <= head.cached_tokens < max(1, head.prompt_tokens):
+        whole_pages = head.cached_tokens % world.case.config.page_size == 0
+        if head.prompt_tokens != size or not 0 <= head.cached_tokens < max(1, size) or not whole_pages:
             raise Violation(_NAME, f"{delta} has a wrong head for a prompt of {len(client.prompt)} tokens")
 
     def _check_finish(
