@@ -120,6 +120,20 @@ def test_a_refused_request_is_an_error_and_changes_nothing(engine: moonlang.Engi
     assert text_of(engine.generate("x", GREEDY))
 
 
+def test_a_stop_string_cuts_the_same_text_and_frees_the_request(engine: moonlang.Engine) -> None:
+    sampling = {"temperature": 1.5, "sampling_seed": 7, "max_new_tokens": 200, "ignore_eos": True}
+    text = text_of(engine.generate("Hello", sampling))
+    stop = next(text[at : at + 2] for at in range(100, len(text)) if "\ufffd" not in text[at : at + 2])
+    expected = text[: text.index(stop)]
+    for stream in (False, True):
+        answer = engine.generate("Hello", {**sampling, "stop": [stop], "max_new_tokens": 4000}, stream=stream)
+        pieces = list(answer) if stream else [answer]
+        assert pieces[-1]["text"] == expected
+        assert pieces[-1]["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
+        assert all(expected.startswith(piece["text"]) for piece in pieces)
+        assert engine.flush_cache(timeout_s=GONE_S)
+
+
 def test_a_stream_that_is_left_early_is_aborted(engine: moonlang.Engine) -> None:
     stream = engine.generate("Hello", ENDLESS, stream=True)
     next(iter(stream))

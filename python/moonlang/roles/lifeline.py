@@ -22,8 +22,8 @@ def set_title(title: str) -> None:
 def die_with(parent_pid: int, directory: Path) -> None:
     """When process `parent_pid` ends, delete `directory` and kill this process with the group it leads from now on.
 
-    A thread waits for the parent's end. While the process is loading, maybe long in the middle of C code, the kernel sends
-    SIGTERM as well.
+    A thread waits for the parent's end. While the process is loading, maybe long in the middle of C code, the
+    kernel sends SIGTERM as well.
     """
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
