@@ -117,6 +117,9 @@ def test_a_refused_request_is_an_error_and_changes_nothing(engine: moonlang.Engi
         engine.generate()
     with pytest.raises(RequestError, match="image_data"):
         engine.generate("x", GREEDY, image_data="picture.png")
+    for broken in ({"prompt": "\ud800"}, {"prompt": "x", "sampling_params": {"stop": ["\ud800"]}}):
+        with pytest.raises(RequestError):
+            engine.generate(**broken)
     assert text_of(engine.generate("x", GREEDY))
 
 

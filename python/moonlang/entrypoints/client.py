@@ -160,6 +160,9 @@ class EngineClient:
             except PeerError as error:
                 stream.close()
                 raise RequestError(f"The scheduler does not take requests: {error.message}", status=503) from error
+            except RequestError:  # a text in it cannot be sent
+                stream.close()
+                raise
             self._live[message.rid] = Live(stream, index, message, observed, now_ns)
             if observed and self._watch is not None:
                 self._watch.started(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from moonlang.base.errors import PeerError
+from moonlang.base.errors import PeerError, RequestError
 from moonlang.core.messages import Envelope
 
 MAX_BYTES = 256 << 20  # prompt logprobs of a full chunk with 20 alternatives per position take a few MB
@@ -19,8 +19,11 @@ class Codec:
         self._decoder = msgspec.msgpack.Decoder(Envelope)
 
     def encode(self, envelope: Envelope) -> bytes:
-        """The frame for one envelope. PeerError when it is larger than any peer would accept."""
-        frame = self._encoder.encode(envelope)
+        """The frame for one envelope. PeerError: larger than a peer would accept. RequestError: a text is not Unicode."""
+        try:
+            frame = self._encoder.encode(envelope)
+        except UnicodeEncodeError as error:
+            raise RequestError(f"A text cannot be sent: {error}.") from error
         if len(frame) > self._max_bytes:
             raise PeerError(
                 f"A {type(envelope.body).__name__} of {len(frame)} bytes for {envelope.to!r} is over the limit of "

@@ -10,7 +10,7 @@ import msgspec
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from moonlang.base.errors import ConfigError
+from moonlang.base.errors import ConfigError, RequestError
 from moonlang.text.pieces import Pieces
 
 _PARALLEL_CHARS = 4096  # from here on encoding is worth a call that lets other threads run meanwhile
@@ -64,12 +64,15 @@ class FastTokenizer:
         self._around = self._explicit(config)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Special tokens written out in the text become their ids."""
+        """Token ids of `text`. Special tokens written out in the text become their ids. RequestError: not Unicode."""
         add_by_backend = add_special_tokens and self._around is None
-        if len(text) < _PARALLEL_CHARS:
-            ids = self._backend.encode(text, add_special_tokens=add_by_backend).ids
-        else:
-            ids = self._backend.encode_batch_fast([text], add_special_tokens=add_by_backend)[0].ids
+        try:
+            if len(text) < _PARALLEL_CHARS:
+                ids = self._backend.encode(text, add_special_tokens=add_by_backend).ids
+            else:
+                ids = self._backend.encode_batch_fast([text], add_special_tokens=add_by_backend)[0].ids
+        except TypeError as error:  # of all strings, the library refuses only these
+            raise RequestError("The text holds a lone surrogate, which is not a character.") from error
         if add_special_tokens and self._around is not None:
             before, after = self._around
             return before + ids + after

@@ -127,10 +127,10 @@ def test_a_role_that_stands_still_is_killed(
 
 
 def test_an_idle_role_is_not_hung(model_folder: Path, temporary: Path) -> None:
-    cluster = launch(*arguments(model_folder, watchdog_timeout=0.2))
+    cluster = launch(*arguments(model_folder, watchdog_timeout=0.6))
     deaths = Deaths()
     cluster.on_death(deaths)
-    assert not deaths.event.wait(1.0)
+    assert not deaths.event.wait(1.5)
     cluster.close()
 
 
