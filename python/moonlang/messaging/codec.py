@@ -19,7 +19,7 @@ class Codec:
         self._decoder = msgspec.msgpack.Decoder(Envelope)
 
     def encode(self, envelope: Envelope) -> bytes:
-        """The frame for one envelope. PeerError: larger than a peer would accept. RequestError: a text is not Unicode."""
+        """The frame for one envelope. PeerError: it is too large. RequestError: a text in it is not Unicode."""
         try:
             frame = self._encoder.encode(envelope)
         except UnicodeEncodeError as error:
