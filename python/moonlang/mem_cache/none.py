@@ -17,6 +17,9 @@ class NoCache:
     def match_length(self, tokens: Sequence[int], extra_key: str, limit: int) -> int:
         return 0
 
+    def locate(self, tokens: Sequence[int], extra_key: str, limit: int) -> Node | None:
+        return None
+
     def match(self, tokens: Sequence[int], extra_key: str, limit: int) -> PrefixRef:
         return self._nothing
 

@@ -67,6 +67,11 @@ class RadixCache:
         """How many of the first `limit` tokens are cached, in whole pages; changes nothing."""
         return sum(length for _, length in self._walk(tokens, extra_key, limit))
 
+    def locate(self, tokens: Sequence[int], extra_key: str, limit: int) -> Node | None:
+        """The deepest node with some of the first `limit` tokens; changes nothing."""
+        along = [node for node, _ in self._walk(tokens, extra_key, limit)]
+        return along[-1] if along else None
+
     def match(self, tokens: Sequence[int], extra_key: str, limit: int) -> PrefixRef:
         """The longest cached prefix of the first `limit` tokens. Valid until the next evict unless locked."""
         self._counter += 1

@@ -59,12 +59,14 @@ def _lpm(waiting: Sequence[Request], cache: Cache) -> list[Key]:
 
 def _dfs_weight(waiting: Sequence[Request], cache: Cache) -> list[Key]:
     """Key: place of the request's node in a walk that finishes the subtree with most requests first."""
-    ends = [cache.match(r.tokens, r.extra_key, reusable(r)).node for r in waiting]
+    ends = [cache.locate(r.tokens, r.extra_key, reusable(r)) for r in waiting]
     weight: dict[int, int] = {}
     children: dict[int, dict[int, Node]] = {}
     roots: dict[int, Node] = {}
     for end in ends:
-        node: Node = end
+        if end is None:
+            continue
+        node = end
         weight[node.id] = weight.get(node.id, 0) + 1
         while node.parent is not None:
             weight[node.parent.id] = weight.get(node.parent.id, 0) + 1
@@ -79,7 +81,7 @@ def _dfs_weight(waiting: Sequence[Request], cache: Cache) -> list[Key]:
         walk.append(node.id)
         stack.extend(sorted(children.get(node.id, {}).values(), key=lambda n: (-weight[n.id], n.id)))
     place = {node_id: -at for at, node_id in enumerate(walk)}
-    return [(place[end.id],) for end in ends]
+    return [(1 if end is None else place[end.id],) for end in ends]
 
 
 def _mix(value: int, seed: int) -> int:

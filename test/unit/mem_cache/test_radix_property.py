@@ -171,3 +171,15 @@ def test_roots_of_forgotten_keys_go_too() -> None:
         cache.unlock(done.ref)
         cache.evict(2)
     assert cache._roots == {}
+
+
+def test_looking_changes_nothing() -> None:
+    pool = PagePool(10)
+    cache = RadixCache(pool, 2, ORDERS["lru"])
+    cache.insert([1, 2, 3, 4], pool.take(2), "")
+    (node,) = cache.nodes()
+    used, hits = node.used, node.hits
+    assert cache.locate([1, 2, 9, 9], "", 4) is node
+    assert cache.locate([9, 9], "", 2) is cache.locate([1, 2], "unheard of", 2) is None
+    assert cache.match_length([1, 2, 3, 4], "", 3) == 2
+    assert (node.used, node.hits, list(cache.nodes()), list(cache._roots)) == (used, hits, [node], [""])
