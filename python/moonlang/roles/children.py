@@ -100,7 +100,7 @@ class _Child:
 
 
 class ProcessGroup:
-    """All children of one server. `on_exit` is called from the group's thread for each one that ends before `stop`.
+    """All children of one server. `on_exit` is called from the group's thread for each one that ends.
 
     The kernel ties a child's parent-death signal to the thread that started it, so this thread lives until the last
     child is gone.
@@ -169,8 +169,7 @@ class ProcessGroup:
             del children[child.name]
             end = child.ended()
             child.close()
-            if not self._stop.is_set:
-                self._on_exit(end)
+            self._on_exit(end)
 
 
 def _environment() -> dict[str, str]:

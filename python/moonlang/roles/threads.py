@@ -57,9 +57,8 @@ class ThreadGroup:
             wrong_config = isinstance(caught, ConfigError)
             if not wrong_config:
                 sys.stderr.write("\n".join((*lines, "")))
-            if not self._stop.is_set:
-                status = ConfigError.exit_status if wrong_config else 1
-                self._on_exit(Exit(name=name, status=status, lines=tuple(lines), error=error))
+            status = ConfigError.exit_status if wrong_config else 1
+            self._on_exit(Exit(name=name, status=status, lines=tuple(lines), error=error))
 
     def _live(self, name: str) -> None:
         endpoint = InprocEndpoint(name, self._hub)
