@@ -21,6 +21,8 @@ MAX_STOPS = 32
 MAX_STOP_CHARS = 4096
 MAX_STOP_REGEX_BYTES = 256
 MAX_STOP_TOKEN_IDS = 1024
+MAX_GRAMMAR_CHARS = 1 << 18
+MAX_GRAMMAR_DEPTH = 64  # of nesting in a JSON schema; the time to compile one grows steeply with it
 INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 ANY_JSON_OBJECT = "$$ANY$$"  # SGLang's spelling of "some JSON object"
@@ -119,7 +121,8 @@ def derive_seed(seed: int, index: int) -> int:
     return z - 2**64 if z > INT64_MAX else z
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A user's value in an error text: never long, never slow."""
     if isinstance(value, int) and value.bit_length() > 4 * SHOWN_CHARS:
         return f"an integer of {value.bit_length()} bits"  # repr() of a huge one is slow, and refused past 4,300 digits
     text = repr(value) if not isinstance(value, (list, dict)) else f"a {type(value).__name__} of {len(value)} items"
@@ -127,7 +130,7 @@ def _shown(value: Any) -> str:
 
 
 def _bad(name: str, rule: str, value: Any) -> RequestError:
-    return RequestError(f"{name} must be {rule}, got {_shown(value)}.")
+    return RequestError(f"{name} must be {rule}, got {shown(value)}.")
 
 
 def _merge(raw: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -137,8 +140,8 @@ def _merge(raw: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None) ->
         raise _bad("sampling_params", "an object", raw)
     unknown = [str(key) for key in raw if key not in _KNOWN]
     if unknown:
-        shown = ", ".join(_shown(key) for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        raise RequestError(f"Unknown sampling parameters: {shown}. Allowed: {', '.join(NAMES)}.")
+        names = ", ".join(shown(key) for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise RequestError(f"Unknown sampling parameters: {names}. Allowed: {', '.join(NAMES)}.")
     given = {key: value for key, value in (defaults or {}).items() if value is not None}
     given.update((key, value) for key, value in raw.items() if value is not None)
     if raw and "max_new_tokens" in raw and raw["max_new_tokens"] is None:
@@ -188,7 +191,7 @@ def _flags(given: Mapping[str, Any]) -> dict[str, bool]:
 
 def _refuse_unsupported(given: Mapping[str, Any], numbers: dict[str, Any]) -> None:
     if numbers.pop("beam_width", 1) != 1:
-        raise RequestError(f"beam_width must be 1: beam search is not supported, got {_shown(given['beam_width'])}.")
+        raise RequestError(f"beam_width must be 1: beam search is not supported, got {shown(given['beam_width'])}.")
     if given.get("watermark"):
         raise RequestError("watermark must be null: watermarking is not supported.")
     custom = given.get("custom_params")  # read by logit processors only, which are refused where they are named
@@ -224,7 +227,7 @@ def _stop_regexes(value: Any) -> tuple[str, ...]:
         try:
             re.compile(item)
         except (re.error, OverflowError, RecursionError) as error:
-            raise RequestError(f"stop_regex must be valid regular expressions ({error}), got {_shown(item)}.") from None
+            raise RequestError(f"stop_regex must be valid regular expressions ({error}), got {shown(item)}.") from None
     return items
 
 
@@ -249,7 +252,7 @@ def _logit_bias(value: Any, vocab_size: int) -> dict[int, float]:
     for key, bias in value.items():
         token = key if isinstance(key, int) and not isinstance(key, bool) else _token_id(key)
         if token is None or not 0 <= token < vocab_size:
-            raise RequestError(f"logit_bias must be keyed by token ids in [0, {vocab_size - 1}], got {_shown(key)}.")
+            raise RequestError(f"logit_bias must be keyed by token ids in [0, {vocab_size - 1}], got {shown(key)}.")
         found[token] = _float(f"logit_bias[{token}]", _Range("a finite number", -math.inf, math.inf), bias)
     return found
 
@@ -270,8 +273,12 @@ def _grammar(given: Mapping[str, Any]) -> GrammarSpec | None:
     if kind in ("regex", "ebnf"):
         if not isinstance(value, str):
             raise _bad(kind, "a string", value)
-        return GrammarSpec(kind, value)
-    return GrammarSpec(kind, _json_text(kind, value))
+        source = value
+    else:
+        source = _json_text(kind, value)
+    if len(source) > MAX_GRAMMAR_CHARS:
+        raise _bad(kind, f"at most {MAX_GRAMMAR_CHARS} characters long", source)
+    return GrammarSpec(kind, source)
 
 
 def _json_text(kind: str, value: Any) -> str:
@@ -282,7 +289,23 @@ def _json_text(kind: str, value: Any) -> str:
         try:
             value = msgspec.json.decode(value)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise RequestError(f"{kind} must be valid JSON ({error}), got {_shown(value)}.") from None
+            raise RequestError(f"{kind} must be valid JSON ({error}), got {shown(value)}.") from None
     if not isinstance(value, (Mapping, bool)):
         raise _bad(kind, "a JSON object", value)
+    _check_depth(kind, value)
     return msgspec.json.encode(value).decode()
+
+
+def _check_depth(kind: str, value: Any) -> None:
+    """Refuse what is nested too deeply, level by level: recursion is what it must be kept from."""
+    level = [value]
+    for _ in range(MAX_GRAMMAR_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, (Mapping, list))
+            for child in (item.values() if isinstance(item, Mapping) else item)
+        ]
+        if not level:
+            return
+    raise _bad(kind, f"nested at most {MAX_GRAMMAR_DEPTH} levels deep", value)

@@ -44,7 +44,7 @@ WARM_UP_IDS = {"input_ids": [0, 1, 2], "sampling_params": WARM_UP["sampling_para
 def serve(args: ServerArgs) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. ConfigError when the configuration cannot work."""
     log.configure("server", args.log_level)
-    with _stopped_by_sigterm(), _listening(args.host, args.port) as listener:
+    with _stopped_by_signals(), _listening(args.host, args.port) as listener:
         prepared = prepare(args)
         try:
             cluster = launch(prepared.args, prepared.model)
@@ -153,6 +153,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._health.state = "Exiting"
+        _log.info("Shutting down; %d sequences may still finish, within %d s", self._client.live_count, DRAIN_S)
         await super().shutdown(sockets)
         self._client.close()
 
@@ -173,17 +174,18 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Until uvicorn takes over, and after it, SIGTERM ends the process in order: what was started is stopped."""
+def _stopped_by_signals() -> Iterator[None]:
+    """Until uvicorn takes over, and after it, signals end the process in order: what was started is stopped."""
 
     def stop(sig: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

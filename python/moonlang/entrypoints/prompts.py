@@ -13,7 +13,7 @@ from moonlang.base.errors import RequestError
 from moonlang.core.messages import Generate
 from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling import SamplingParams
-from moonlang.core.sampling_parse import INT32_MAX, derive_seed, parse_sampling
+from moonlang.core.sampling_parse import INT32_MAX, derive_seed, parse_sampling, shown
 from moonlang.entrypoints.client import EngineClient
 
 MAX_SEQUENCES_PER_CALL = 4096  # prompts times samples
@@ -60,8 +60,7 @@ def checked_ids(value: Any, vocab_size: int, name: str) -> list[int]:
         raise RequestError(f"{name} must be a list of token ids ({error}).") from None
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         wrong = next(token for token in ids if not 0 <= token < vocab_size)
-        shown = str(wrong) if abs(wrong) <= INT32_MAX else "a number far outside"
-        raise RequestError(f"{name} must hold token ids in [0, {vocab_size - 1}], got {shown}.")
+        raise RequestError(f"{name} must hold token ids in [0, {vocab_size - 1}], got {shown(wrong)}.")
     return ids
 
 
@@ -143,7 +142,7 @@ def checked_priority(client: EngineClient, priority: int | None) -> int:
     if priority is None:
         return args.default_priority_value or 0
     if abs(priority) > INT32_MAX:
-        raise RequestError(f"priority must be an integer in [-{INT32_MAX}, {INT32_MAX}].")
+        raise RequestError(f"priority must be an integer in [-{INT32_MAX}, {INT32_MAX}], got {shown(priority)}.")
     return priority
 
 
@@ -167,7 +166,7 @@ def logprob_spec(client: EngineClient, prompt_len: int, *, start: int, top: int,
     """Which log probabilities to compute. start: -1 for output only."""
     vocab = client.model.vocab_size
     if not -1 <= start <= prompt_len:
-        raise RequestError(f"logprob_start_len must be in [-1, {prompt_len}], got {start:.40g}.")
+        raise RequestError(f"logprob_start_len must be in [-1, {prompt_len}], got {shown(start)}.")
     if not 0 <= top <= vocab:
-        raise RequestError(f"top_logprobs_num must be in [0, {vocab}], got {top:.40g}.")
+        raise RequestError(f"top_logprobs_num must be in [0, {vocab}], got {shown(top)}.")
     return LogprobSpec(start=start, top=top, ids=tuple(checked_ids(list(ids), vocab, "token_ids_logprob")))

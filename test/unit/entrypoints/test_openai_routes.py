@@ -237,6 +237,12 @@ def test_contents_in_parts_and_answers_begun() -> None:
         (CHAT, {"messages": [{"role": "user", "content": [5]}]}, "parts with a type"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text is served"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "text part without text"),
+        (CHAT, {"messages": [{"role": "assistant", "content": "", "tool_calls": [5]}]}, "messages[0].tool_calls must"),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "[" * 9999}}]}]},
+            "nested too deeply",
+        ),
         (CHAT, {"messages": HELLO, "temperature": -1}, "temperature must be a finite number >= 0, got -1."),
         (CHAT, {"messages": HELLO, "max_tokens": "5"}, "Expected `int | null`, got `str` - at `$.max_tokens`"),
         (CHAT, {"messages": HELLO, "max_tokens": 5000}, "Requested token count exceeds"),

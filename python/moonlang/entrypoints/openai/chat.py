@@ -12,6 +12,7 @@ from starlette.responses import Response
 from moonlang.base.errors import RequestError
 from moonlang.core.messages import Generate, TextDelta
 from moonlang.core.request import LogprobSpec
+from moonlang.core.sampling_parse import shown
 from moonlang.entrypoints import exchange, generation, prompts
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.exchange import EventStream, json_response
@@ -89,7 +90,7 @@ class ChatRoutes:
     def _logprob(self, body: ChatRequest, prompt_len: int) -> LogprobSpec | None:
         top = body.top_logprobs or 0
         if not 0 <= top <= MAX_TOP_LOGPROBS:
-            raise RequestError(f"top_logprobs must be in [0, {MAX_TOP_LOGPROBS}], got {top:.40g}.")
+            raise RequestError(f"top_logprobs must be in [0, {MAX_TOP_LOGPROBS}], got {shown(top)}.")
         if not body.logprobs:
             return None
         return prompts.logprob_spec(self._client, prompt_len, start=-1, top=top, ids=())

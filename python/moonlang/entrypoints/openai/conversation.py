@@ -33,8 +33,10 @@ def render(
     if continue_final and flat[-1].get("role") == "assistant":
         opening = flat.pop().get("content") or ""
         add_generation_prompt = True
-    text = template.render(flat, tools or None, add_generation_prompt, **(variables or {}))
-    return text + opening
+    try:
+        return template.render(flat, tools or None, add_generation_prompt, **(variables or {})) + opening
+    except RecursionError:
+        raise RequestError("The messages or tools are nested too deeply.") from None
 
 
 def _some(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -50,6 +52,7 @@ def _flat(index: int, message: dict[str, Any]) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise RequestError(f"messages[{index}].role must be a string.")
+    _check_calls(index, message.get("tool_calls"))
     if content is None or isinstance(content, str):
         if content is None and role != "assistant":
             raise RequestError(f"messages[{index}].content must be a string or a list of parts.")
@@ -57,6 +60,16 @@ def _flat(index: int, message: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(content, list):
         raise RequestError(f"messages[{index}].content must be a string or a list of parts.")
     return {**message, "content": " ".join(_part(index, part) for part in content)}
+
+
+def _check_calls(index: int, calls: Any) -> None:
+    """Templates read the tool calls of earlier answers: a list of objects, each with the object `function`."""
+    if calls is None:
+        return
+    if not isinstance(calls, list) or not all(
+        isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) for call in calls
+    ):
+        raise RequestError(f"messages[{index}].tool_calls must be a list of objects that name a function.")
 
 
 def _part(index: int, part: Any) -> str:
