@@ -19,6 +19,7 @@ from moonlang.config.server_args import ServerArgs
 from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling import GrammarSpec, SamplingParams
 from moonlang.core.ticket import Outcome
+from moonlang.model_executor.buckets import bucket, exact
 from moonlang.model_executor.runner import ModelRunner
 
 EOS = 1
@@ -100,8 +101,11 @@ def hold_back_end() -> SamplingParams:
 @pytest.mark.parametrize(
     ("page_size", "chunk", "impl"), [(1, 7, "auto"), (4, 16, "moonlang"), (16, 1000, "auto"), (8, 9, "transformers")]
 )
-def test_mixed_chunked_overlapped_batches_match_generate(folder, reference, page_size, chunk, impl):
-    driver = PlanDriver(make(folder, page_size, model_impl=impl), chunk)
+@pytest.mark.parametrize("rounded", [exact, bucket])
+def test_mixed_chunked_overlapped_batches_match_generate(folder, reference, page_size, chunk, impl, rounded):
+    runner = make(folder, page_size, model_impl=impl)
+    runner._runner._rounded = rounded  # what bfloat16 on CPU would choose
+    driver = PlanDriver(runner, chunk)
     jobs = [Job(list(prompt), hold_back_end(), NEW) for prompt in prompts(10)]
     waiting = jobs[::-1]
     while waiting or driver.jobs:  # arrivals while others decode

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from moonlang.attention.batch import BatchLayout
@@ -14,6 +15,7 @@ from moonlang.base import clock
 from moonlang.core.plan import Row, RowResult, StepPlan, StepResult, TokenLogprob
 from moonlang.model_executor import layout as layouts
 from moonlang.model_executor import prompt_logprobs
+from moonlang.model_executor.buckets import exact
 from moonlang.model_executor.sampling import Sampled, sample
 from moonlang.model_executor.slots import SlotTable
 
@@ -45,11 +47,18 @@ class StepTimes(NamedTuple):
 class PlanRunner:
     """Executes plans over a network and a slot table; knows nothing of checkpoints, flags and memory.
 
-    times: how the last plan spent its time.
+    rounded: how many tokens to compute for a given number (see `buckets`). times: how the last plan spent its time.
     """
 
     def __init__(
-        self, network: Network, table: SlotTable, *, page_size: int, vocab_size: int, device: torch.device
+        self,
+        network: Network,
+        table: SlotTable,
+        *,
+        page_size: int,
+        vocab_size: int,
+        device: torch.device,
+        rounded: Callable[[int], int] = exact,
     ) -> None:
         self.page_size = page_size
         self.vocab_size = vocab_size
@@ -57,6 +66,7 @@ class PlanRunner:
         self.times = StepTimes()
         self._network = network
         self._table = table
+        self._rounded = rounded
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -68,14 +78,15 @@ class PlanRunner:
         if not rows:
             return StepResult(plan.plan_id, ())
         self._table.assign_pages(rows)
-        slots = np.array([row.slot for row in rows], np.int64)
-        ids, layout = layouts.build(rows, slots, self._table, self.page_size, self.device)
+        computed = (*rows, *self._padding(rows))
+        slots = np.array([row.slot for row in computed], np.int64)
+        ids, layout = layouts.build(computed, slots, self._table, self.page_size, self.device)
         laid_out = clock.monotonic_ns()
         hidden = self._network.forward(ids, layout)
         forwarded = clock.monotonic_ns()
         picked = [i for i, row in enumerate(rows) if row.sample]
         ends = np.cumsum(layout.row_lengths)
-        logits = self._logits(hidden, ends, picked)
+        logits = self._logits(hidden, ends[: len(rows)], picked)
         projected = clock.monotonic_ns()
         prompt = self._prompt_logprobs(rows, hidden, ends)
         sampled = None
@@ -90,13 +101,32 @@ class PlanRunner:
         )
         return StepResult(plan.plan_id, results, end - begin)
 
+    def _padding(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows that fill the batch up to its rounded size and whose results nobody reads."""
+        tokens = sum(row.length for row in rows)
+        missing = self._rounded(tokens) - tokens
+        if missing == 0:
+            return ()
+        slot = self._table.scratch
+        if tokens == len(rows):
+            return [Row(slot, -1, 0, 1, (), False)] * missing
+        longest = min(missing, self._table.page_table.shape[1] * self.page_size)
+        lengths = [min(longest, missing - done) for done in range(0, missing, longest)]
+        return [Row(slot, -1, 0, length, (0,) * length, False) for length in lengths]
+
     def _logits(self, hidden: torch.Tensor, ends: Ints, picked: Sequence[int]) -> torch.Tensor | None:
-        """[N, V] for the last positions of the picked rows."""
+        """[N, V] for the last positions of the picked rows. ends: where each row ends in hidden [T, M]."""
         if not picked:
             return None
-        if len(picked) < hidden.shape[0]:
+        if len(picked) < ends[-1]:
             hidden = hidden[torch.from_numpy(ends[picked] - 1).to(self.device)]
-        return self._network.logits(hidden)
+        return self._rounded_logits(hidden)[: len(picked)]
+
+    def _rounded_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: [N, M] -> [N, V]"""
+        count = hidden.shape[0]
+        padding = self._rounded(count) - count
+        return self._network.logits(F.pad(hidden, (0, 0, 0, padding)) if padding else hidden)[:count]
 
     def _prompt_logprobs(
         self, rows: Sequence[Row], hidden: torch.Tensor, ends: Ints
@@ -108,7 +138,7 @@ class PlanRunner:
         for i, row in enumerate(rows):
             if row.slot in self._table.next_prompt:
                 part = hidden[ends[i] - row.length : ends[i]]
-                found[i] = prompt_logprobs.report(self._table, row, part, self._network.logits, self.vocab_size)
+                found[i] = prompt_logprobs.report(self._table, row, part, self._rounded_logits, self.vocab_size)
         return found
 
 

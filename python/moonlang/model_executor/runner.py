@@ -14,6 +14,7 @@ from moonlang.core.ports import GrammarEngine
 from moonlang.core.sampling import SamplingParams
 from moonlang.model_executor import sizing
 from moonlang.model_executor.allocator import keep_freed_memory
+from moonlang.model_executor.buckets import bucket, exact
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
 from moonlang.model_executor.slots import SlotTable
@@ -82,6 +83,7 @@ class ModelRunner:
             page_size=self.schema.page_size,
             vocab_size=config.vocab_size,
             device=self.device,
+            rounded=bucket if self.device.type == "cpu" and self.schema.itemsize == 2 else exact,
         )
         _log.info(
             "KV pool: %d pages of %d tokens (%s). Compute threads: %d.",

@@ -33,6 +33,7 @@ class Needs(IntFlag):
 class SlotTable:
     """State of all slots. Written by `start` and `assign_pages`; the runner records sampled tokens in `last_token`.
 
+    scratch: one slot more, which no tenant ever gets; its page table names page 0, which is nobody's.
     next_prompt: by slot, the next prompt position whose log probability is to be reported; gone when all are.
     """
 
@@ -44,8 +45,9 @@ class SlotTable:
         eos_token_ids: Sequence[int],
         grammars: GrammarEngine | None,
     ) -> None:
-        self.page_table = np.zeros((num_slots, max_pages), np.int64)
-        self.last_token = np.zeros(num_slots, np.int64)
+        self.scratch = num_slots
+        self.page_table = np.zeros((num_slots + 1, max_pages), np.int64)
+        self.last_token = np.zeros(num_slots + 1, np.int64)
         self.needs = np.zeros(num_slots, np.uint8)
         self.temperature = np.ones(num_slots, np.float32)
         self.top_k = np.zeros(num_slots, np.int64)

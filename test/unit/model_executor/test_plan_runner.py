@@ -1,5 +1,7 @@
 """PlanRunner over a toy network whose next token depends on every token read back through the page table."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from moonlang.base.errors import BugError
 from moonlang.core.plan import Row, SlotStart, StepPlan
 from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling import GrammarSpec, SamplingParams
+from moonlang.model_executor.buckets import bucket, exact
 from moonlang.model_executor.plan_runner import PlanRunner
 from moonlang.model_executor.sampling import NOT_FINITE, NOTHING_ALLOWED
 from moonlang.model_executor.slots import SlotTable
@@ -86,9 +89,10 @@ class Grammars:
         return Words(spec)
 
 
-def make(grammars=None):
-    table = SlotTable(SLOTS, PAGES, VOCAB, (0,), grammars)
-    return PlanRunner(ToyNetwork(), table, page_size=PAGE, vocab_size=VOCAB, device=torch.device("cpu"))
+def make(grammars=None, rounded=exact, slots=SLOTS):
+    table = SlotTable(slots, PAGES, VOCAB, (0,), grammars)
+    network = ToyNetwork()
+    return PlanRunner(network, table, page_size=PAGE, vocab_size=VOCAB, device=torch.device("cpu"), rounded=rounded)
 
 
 def start(slot, tokens, prompt_len=None, params=GREEDY, logprob=None, epoch=1):
@@ -100,7 +104,7 @@ def pages_for(slot, count):
 
 
 def prefill(slot, tokens, begin=0, end=None, sample=None, epoch=1):
-    """A row over tokens [begin, end), bringing eight pages with its first part."""
+    """A row over tokens [begin, end), bringing its pages with its first part."""
     end = len(tokens) if end is None else end
     pages = pages_for(slot, 8) if begin == 0 else ()
     sample = end == len(tokens) if sample is None else sample
@@ -126,6 +130,45 @@ def test_mixed_chunked_rows_follow_the_oracle():
     first.append(successor(first))
     three = runner.run(StepPlan(2, 0, (), (decode(2, 7), decode(5, 4 - 1))))
     assert [row.tokens for row in three.rows] == [(successor(first),), (successor(second),)]
+
+
+@pytest.mark.parametrize("rounded", [exact, bucket, lambda tokens: tokens + 37], ids=["exact", "bucket", "plus 37"])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_batches_follow_the_oracle(rounded, seed):
+    """Decode rows, then chunks, some without a sample; padding tokens change nothing."""
+    rng = random.Random(seed)
+    slots = 12
+    runner = make(rounded=rounded, slots=slots)
+    table = list(range(1, PAGES))
+    rng.shuffle(table)
+    tokens = {slot: [rng.randrange(90) for _ in range(rng.randrange(1, 16))] for slot in range(slots)}
+    pages = {slot: tuple(table[slot * 5 : slot * 5 + 5]) for slot in tokens}
+    done = dict.fromkeys(tokens, 0)
+    plan_id = 0
+    while any(done[slot] < 20 for slot in tokens):
+        chosen = [slot for slot in rng.sample(range(slots), slots) if done[slot] < 20 and rng.random() < 0.7]
+        rows = []
+        for slot in chosen:
+            known, begin = len(tokens[slot]), done[slot]
+            decoding = begin == known - 1 and begin > 0 and rng.random() < 0.8
+            end = begin + 1 if decoding else rng.randrange(begin + 1, known + 1)
+            given = () if decoding else tuple(tokens[slot][begin:end])
+            rows.append(Row(slot, 1, begin, end - begin, given, end == known, 0, pages[slot] if begin == 0 else ()))
+        rows.sort(key=lambda row: bool(row.tokens))
+        starts = tuple(start(row.slot, tokens[row.slot]) for row in rows if row.start == 0)
+        for row, result in zip(rows, runner.run(StepPlan(plan_id, 0, starts, tuple(rows))).rows, strict=True):
+            done[row.slot] = row.start + row.length
+            assert result.slot == row.slot
+            assert result.tokens == ((successor(tokens[row.slot]),) if row.sample else ())
+            tokens[row.slot] += result.tokens
+        plan_id += 1
+
+
+def test_buckets_waste_little_and_are_few():
+    assert [bucket(n) for n in (0, 1, 16, 17, 64, 65, 257, 2000)] == [0, 1, 16, 24, 64, 80, 320, 2048]
+    assert all(n <= bucket(n) <= n + max(7, n / 4) for n in range(4096))
+    assert all(bucket(bucket(n)) == bucket(n) for n in range(4096))
+    assert len({bucket(n) for n in range(1, 2049)}) < 60
 
 
 def test_a_plan_without_rows_only_starts():
