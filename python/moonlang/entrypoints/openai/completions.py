@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -80,16 +81,14 @@ class CompletionRoutes:
         return prompt if isinstance(prompt, str) else self._client.need_tokenizer().decode(prompt, False)
 
 
+@dataclass(frozen=True, slots=True)
 class _Call:
-    """A checked request. echoes: what each choice's text begins with; samples: choices per prompt."""
+    """A checked request. samples: choices per prompt; echoes: what each choice's text begins with."""
 
-    __slots__ = ("echoes", "messages", "rid", "samples")
-
-    def __init__(self, rid: str, messages: list[Generate], samples: int, echoes: list[str]) -> None:
-        self.rid = rid
-        self.messages = messages
-        self.samples = samples
-        self.echoes = echoes
+    rid: str
+    messages: list[Generate]
+    samples: int
+    echoes: list[str]
 
 
 def _prompts(value: str | list[Any]) -> list[str | list[Any]]:
