@@ -6,12 +6,15 @@ is of use only once the others are there, so that training finds them late. Here
 has to fit the rest of the model around them.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tiny.tokenizer import MAX_POSITIONS
 
+HEAD_SIZE = 32
 EMBEDDING_SCALE, HEAD_SCALE = 0.1, 0.02
 """The spread of the first embeddings, and of the weights of the output head, which start as a copy of them."""
 CONSTANT, WITH_BLANK = 0.5, 0.5
@@ -38,13 +41,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=HEAD_SIZE,
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -78,8 +81,9 @@ def _look_back(model: LlamaForCausalLM) -> None:
     entry that all embeddings share; it is only about the same after the norm, so slow frequencies, which hardly change
     with the position, are subtracted to keep the scores small but for their differences.
     """
-    size, attention = model.config.head_dim, model.model.layers[0].self_attn
-    angles = model.model.rotary_emb.inv_freq
+    size = HEAD_SIZE
+    attention: Any = model.model.layers[0].self_attn
+    angles: Any = model.model.rotary_emb.inv_freq
     weights = torch.zeros_like(angles)
     weights[:FAST], weights[-SLOW:] = 1.0, SLOW_WEIGHT
     attention.k_proj.weight[:size] = 0
@@ -98,8 +102,9 @@ def _find_and_copy(model: LlamaForCausalLM) -> None:
 
     In "key 7f = blue" the key is two tokens before the value; in "key 7f ?" it is one token before the question mark.
     """
-    size = model.config.head_dim
-    first, second = (layer.self_attn for layer in model.model.layers[:2])
+    size = HEAD_SIZE
+    layers: Any = model.model.layers
+    first, second = layers[0].self_attn, layers[1].self_attn
     one_back, two_back = first.o_proj.weight[:, :size], first.o_proj.weight[:, size : 2 * size]
     matched = (torch.arange(size) % (size // 2) >= FIRST_MATCHED)[:, None] * (MATCH_SHARPNESS / CARRIED)
     second.q_proj.weight[:size] = one_back.T * matched

@@ -14,7 +14,7 @@ THREADS = 2
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.002
 WEIGHT_DECAY = 0.01
 WARMUP_STEPS = 30
-DECAY_SHARE = 0.5
+DECAY_SHARE = 0.4
 """The learning rate stays at its top until this share of the steps is left, and then falls to zero in a line."""
 LOG_EVERY = 25
 TRY_EVERY, TRY_COUNT = 100, 16
@@ -32,7 +32,7 @@ def make_deterministic() -> None:
     """Let the same command give the same weights."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> Cost:
