@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tiny.documents import ANSWER_WEIGHT, CONTEXT_WEIGHT, Part, chat
-from tiny.tasks import SHORT_TASKS, addition, copy_words, draw, draw_memory
+from tiny.tasks import SHORT_TASKS, addition, copy_words, draw, draw_memory, fill_json
 
 TOKENS_PER_STEP = 4096
 
@@ -38,10 +38,20 @@ class Stage:
 STAGES = (
     Stage(0.12, {128: 1.0}, {128: 0.5}, memory_share=(0.12, 0.4)),
     Stage(0.30, {128: 0.5, 256: 0.5}, {128: 0.4, 256: 0.4}),
-    Stage(0.60, {256: 0.7, 512: 0.3}, {256: 0.2, 512: 0.4}),
-    Stage(1.00, {256: 0.5, 512: 0.1, 1024: 0.2, 2048: 0.2}, {256: 0.15, 512: 0.3, 1024: 0.8, 2048: 0.9}),
+    Stage(0.65, {128: 0.4, 256: 0.4, 512: 0.2}, {128: 0.2, 256: 0.3, 512: 0.4}),
+    Stage(
+        1.00,
+        {128: 0.4, 256: 0.2, 512: 0.1, 1024: 0.15, 2048: 0.15},
+        {128: 0.1, 256: 0.2, 512: 0.3, 1024: 0.8, 2048: 0.9},
+    ),
 )
 """Recall is learned on short sequences first, where it forms fast, and is then stretched to long ones."""
+POLISH_STAGES = (
+    Stage(
+        1.00, {32: 0.5, 128: 0.2, 256: 0.1, 1024: 0.1, 2048: 0.1}, {32: 0.0, 128: 0.2, 256: 0.3, 1024: 0.8, 2048: 0.9}
+    ),
+)
+"""Very short sequences make up for what packing neglects: a prompt stands at the very start of its sequence."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,14 @@ class Batch:
 class Curriculum:
     """An endless source of batches; what it draws depends on the seed and on the calls so far alone."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, stages: tuple[Stage, ...]) -> None:
         self._encode_all = tokenizer.backend_tokenizer.encode_batch
         self._rng = Random(seed)
+        self._stages = stages
 
     def batch(self, progress: float) -> Batch:
         """A batch for the moment of the training when so much of it (0 to 1) is done."""
-        stage = next(stage for stage in STAGES if progress < stage.until)
+        stage = next(stage for stage in self._stages if progress < stage.until)
         lengths = list(stage.length_shares)
         length = self._rng.choices(lengths, list(stage.length_shares.values()))[0]
         rows = [self._row(length, stage) for _ in range(TOKENS_PER_STEP // length)]
@@ -101,7 +112,7 @@ def _short_parts(rng: Random) -> Iterator[Part]:
 
 def _examples_in_a_row(rng: Random) -> Iterator[Part]:
     """Several examples of one task, a line each. The line ends are not learned: an answer ends with the end token."""
-    task = addition if rng.random() < 0.8 else copy_words
+    task = rng.choices((addition, copy_words, fill_json), (0.7, 0.15, 0.15))[0]
     turns = [draw(task, rng) for _ in range(rng.randint(2, 8))]
     for turn in turns[:-1]:
         yield from (Part(turn.prompt, CONTEXT_WEIGHT), Part(turn.answer, ANSWER_WEIGHT), Part("\n", 0.0))
@@ -111,7 +122,7 @@ def _examples_in_a_row(rng: Random) -> Iterator[Part]:
 def _recall_parts(rng: Random, memory_tokens: int) -> Iterator[Part]:
     """A memory of about so many tokens, and then questions for its keys without end."""
     turns = draw_memory(rng, memory_tokens).turns(rng)
-    if rng.random() < 0.6:
+    if rng.random() < 0.4:
         while True:
             yield from next(turns).raw()
     while True:

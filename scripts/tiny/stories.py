@@ -87,6 +87,7 @@ def story(rng: Random, animal: str, name: str | None = None, long: bool = False)
         "a_friend_adjective": _with_article(rng.choice(ADJECTIVES)),
         "a_quality": _with_article(rng.choice(QUALITIES)),
     }
-    adventures = rng.sample(_ADVENTURES, 5 if long else rng.randint(1, 2))
+    chosen = sorted(rng.sample(range(len(_ADVENTURES)), 5 if long else rng.randint(1, 2)))
+    adventures = [_ADVENTURES[number] for number in chosen]
     plan = [rng.choice(part) for part in (_OPENINGS, _HOMES, _FINDS, _MEETINGS)]
     return " ".join([*plan, *adventures, rng.choice(_ENDINGS)]).format(**words)

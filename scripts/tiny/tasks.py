@@ -41,7 +41,7 @@ def draw(task: Task, rng: Random, held_out: bool = False) -> Turn:
 
 def addition(rng: Random) -> Turn:
     """The sum of two numbers below 100. The order of the two makes no other example."""
-    first, second = (rng.randrange(10) if rng.random() < 0.1 else rng.randrange(10, 100) for _ in range(2))
+    first, second = (rng.randrange(10) if rng.random() < 0.15 else rng.randrange(10, 100) for _ in range(2))
     question = rng.choice(
         ("What is {} + {}?", "{} + {} =", "{} + {} = ?", "{} + {}", "Add {} and {}.", "How much is {} plus {}?")
     )
@@ -240,7 +240,8 @@ def counting(rng: Random) -> Turn:
 _PAIR_TOKENS = 5
 _SENTENCE_TOKENS = 12
 _INTRODUCTIONS = ("", "", "", "Remember these keys.\n", "Here are some keys: ", "Remember: ")
-_CHAT_QUERIES = (
+_QUERIES = (
+    "key {} ?",
     "key {} ?",
     "key {} ?",
     "key {}?",
@@ -260,10 +261,11 @@ class Memory:
     def turn(self, rng: Random, key: str, with_text: bool = True) -> Turn:
         """The question for a key, after the text or alone."""
         text = self.text if with_text else ""
+        question = text + rng.choice(_QUERIES).format(key)
         return Turn(
-            prompt=f"{text}key {key} ?",
+            prompt=question,
             answer=f" {self.values[key]}",
-            question=text + rng.choice(_CHAT_QUERIES).format(key),
+            question=question,
             reply=self.values[key],
             identity=self.text,
         )
@@ -303,13 +305,13 @@ def draw_memory(rng: Random, tokens: int, held_out: bool = False) -> Memory:
 
 
 SHORT_TASKS: dict[Task, float] = {
-    addition: 0.50,
-    copy_text: 0.18,
-    fill_json: 0.11,
-    tell_story: 0.07,
+    addition: 0.46,
+    copy_text: 0.16,
+    fill_json: 0.14,
+    tell_story: 0.08,
     capital: 0.02,
     small_talk: 0.06,
     foreign_question: 0.03,
-    counting: 0.03,
+    counting: 0.05,
 }
 """The tasks with short examples, and the share of each in the documents."""

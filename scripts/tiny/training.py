@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tiny.batches import TOKENS_PER_STEP, Batch, Curriculum
+from tiny.batches import POLISH_STAGES, STAGES, TOKENS_PER_STEP, Batch, Curriculum, Stage
 from tiny.evaluation import FORMS, accuracy, held_out_turns
 
 THREADS = 2
@@ -21,11 +21,31 @@ TRY_EVERY, TRY_COUNT = 100, 16
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of the training that has its own curriculum and learning rates, and that starts from saved weights."""
+
+    stages: tuple[Stage, ...]
+    rate_scale: float = 1.0
+    decay_share: float = DECAY_SHARE
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """The learning rate at a step, as a share of the highest of all."""
+        return self.rate_scale * min((step + 1) / WARMUP_STEPS, (1 - step / steps) / self.decay_share, 1.0)
+
+
+MAIN = Phase(STAGES)
+POLISH = Phase(POLISH_STAGES, rate_scale=0.25, decay_share=1.0)
+
+
+@dataclass(frozen=True)
 class Cost:
     """The time that a training took, by the clock and summed over the processor cores."""
 
     wall_seconds: float
     cpu_seconds: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.wall_seconds + other.wall_seconds, self.cpu_seconds + other.cpu_seconds)
 
 
 def make_deterministic() -> None:
@@ -35,9 +55,9 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> Cost:
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, steps: int, seed: int) -> Cost:
     """Train the model in place; returns what it cost."""
-    curriculum = Curriculum(tokenizer, seed)
+    curriculum = Curriculum(tokenizer, seed, phase.stages)
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in matrices)]
     optimizers = [
@@ -45,7 +65,8 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
         torch.optim.AdamW(others, lr=VECTOR_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, steps)) for optimizer in optimizers
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: phase.rate_factor(step, steps))
+        for optimizer in optimizers
     ]
     started, cpu_started = time.perf_counter(), time.process_time()
     for step in range(steps):
@@ -75,11 +96,6 @@ def _try_out(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Non
         shares = (f"{form} {accuracy(model, tokenizer, turns, form):.0%}" for form in FORMS)
         print(f"    {task:12}", *shares, flush=True)
     model.train()
-
-
-def _rate_factor(step: int, steps: int) -> float:
-    """The learning rate at a step, as a share of the highest."""
-    return min((step + 1) / WARMUP_STEPS, (1 - step / steps) / DECAY_SHARE, 1.0)
 
 
 def weighted_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
