@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from moonlang.attention.batch import AttentionBackend, BatchLayout, ForwardContext
 from moonlang.base import log, registry
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
@@ -19,28 +18,13 @@ from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
 from moonlang.model_executor.slots import SlotTable
 from moonlang.model_executor.threads import limit_threads
+from moonlang.model_executor.torch_network import TorchNetwork
 from moonlang.model_loader import fingerprint, load_model
 from moonlang.models import registry as models
-from moonlang.models.spec import CausalModel
 
 _log = log.get(__name__)
 
 _DEFAULT_SLOTS = 256
-
-
-class PagedModel:
-    """A model with the pool it writes to and the attention backend that reads it."""
-
-    def __init__(self, model: CausalModel, pool: KvPool, backend: AttentionBackend) -> None:
-        self._model = model
-        self._pool = pool
-        self._backend = backend
-
-    def forward(self, input_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
-        return self._model(input_ids, ForwardContext(layout, self._pool, self._backend))
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._model.logits(hidden)
 
 
 class ModelRunner:
@@ -77,14 +61,9 @@ class ModelRunner:
         backend = registry.find("attention", args.attention_backend or "torch_native").BACKEND()
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
-        self._runner = PlanRunner(
-            PagedModel(model, pool, backend),
-            table,
-            page_size=self.schema.page_size,
-            vocab_size=config.vocab_size,
-            device=self.device,
-            rounded=bucket if self.device.type == "cpu" and self.schema.itemsize == 2 else exact,
-        )
+        rounded = bucket if self.device.type == "cpu" and self.schema.itemsize == 2 else exact
+        network = TorchNetwork(model, pool, backend, self.device, rounded)
+        self._runner = PlanRunner(network, table, page_size=self.schema.page_size, vocab_size=config.vocab_size)
         _log.info(
             "KV pool: %d pages of %d tokens (%s). Compute threads: %d.",
             self.num_pages,
