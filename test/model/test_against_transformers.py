@@ -48,6 +48,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-no-window": ("mistral", {"sliding_window": None}),
     "qwen2-full": ("qwen2", {"use_sliding_window": False}),
     "qwen3-layer-types": ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "layer_types": QWEN_KINDS}),
+    "qwen3_moe-raw-sparse": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": []}),
+    "qwen2_moe-all": ("qwen2_moe", {"use_sliding_window": False, "norm_topk_prob": True, "decoder_sparse_step": 1}),
     "gemma2-uncapped": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gemma3-new-rope": ("gemma3", {"rope_parameters": GEMMA3_ROPE, "rope_scaling": None}),
 }

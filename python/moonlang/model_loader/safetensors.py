@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
@@ -24,10 +24,10 @@ def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) 
     parameters = dict(model.named_parameters())
     _check(model, weights, config, checkpoint, theirs)
     for name, parameter in parameters.items():
-        at = 0
-        for source in weights.sources(name):
+        at, rows = 0, _rows(parameter)
+        for source in weights.sources(name, len(parameter)):
             tensor = checkpoint.tensor(theirs[source])
-            parameter[at : at + len(tensor)].copy_(tensor)
+            rows[at : at + len(tensor)].copy_(tensor)
             at += len(tensor)
         if name.endswith(weights.plus_one):
             parameter.add_(1.0)
@@ -39,13 +39,13 @@ def _check(
     missing, shapes, dtypes = [], [], []
     wanted: set[str] = set()
     for name, parameter in model.named_parameters():
-        sources = weights.sources(name)
+        sources = weights.sources(name, len(parameter))
         wanted.update(sources)
         found = [theirs[source] for source in sources if source in theirs]
         missing += [source for source in sources if source not in theirs]
         dtypes += [f"{source} ({kind})" for source in found if (kind := checkpoint.dtype(source)) not in _FLOATS]
         have = [checkpoint.shape(source) for source in found]
-        if len(found) == len(sources) and _stacked(have) != tuple(parameter.shape):
+        if len(found) == len(sources) and _stacked(have) != tuple(_rows(parameter).shape):
             shapes.append(
                 f"{' + '.join(found)} is {' + '.join(map(str, have))}, config.json implies {tuple(parameter.shape)}"
             )
@@ -66,6 +66,11 @@ def _check(
             f"The tensors in {config.path} do not fit {', '.join(config.architectures)}. {'. '.join(problems)}.",
             hint=_hint(missing, dtypes, config),
         )
+
+
+def _rows(parameter: Tensor) -> Tensor:
+    """The parameter as the loader fills it, a view: the experts [E, N, K] of a layer one below the other."""
+    return parameter.flatten(0, 1) if parameter.ndim == 3 else parameter
 
 
 def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:

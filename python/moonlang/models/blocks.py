@@ -62,9 +62,12 @@ class SelfAttention(nn.Module):
 class GatedMlp(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, *, act: str, bias: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, *, act: str, bias: bool = False, inner: int | None = None
+    ) -> None:
+        """inner: F, when it is not the `intermediate_size` of config.json."""
         super().__init__()
-        size, self._inner = config.hidden_size, config.hf["intermediate_size"]
+        size, self._inner = config.hidden_size, inner or config.hf["intermediate_size"]
         self._act = activation(act)
         self.gate_up_proj = Linear(size, 2 * self._inner, bias=bias, dtype=dtype)
         self.down_proj = Linear(self._inner, size, bias=bias, dtype=dtype)
@@ -76,9 +79,9 @@ class GatedMlp(nn.Module):
 
 
 class PreNormLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): Llama and its descendants."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): Llama and its descendants. mlp: [T, M] -> [T, M]."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, attention: SelfAttention, mlp: GatedMlp) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, attention: SelfAttention, mlp: nn.Module) -> None:
         super().__init__()
         eps = config.hf.get("rms_norm_eps", 1e-6)
         self.self_attn = attention
@@ -162,13 +165,20 @@ class Decoder(CausalModel):
         return logits(hidden, head.weight, self._softcap)
 
 
-def pre_norm_decoder(config: ModelConfig, dtype: torch.dtype, attentions: Sequence[SelfAttention]) -> Decoder:
-    """The whole of a Llama-like model around its attention layers."""
+def pre_norm_decoder(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    attentions: Sequence[SelfAttention],
+    mlps: Sequence[nn.Module] | None = None,
+) -> Decoder:
+    """The whole of a Llama-like model around its attention layers. mlps: one per layer; None: dense ones."""
     hf = config.hf
-    act, bias = hf.get("hidden_act", "silu"), bool(hf.get("mlp_bias", False))
+    if mlps is None:
+        act, bias = hf.get("hidden_act", "silu"), bool(hf.get("mlp_bias", False))
+        mlps = [GatedMlp(config, dtype, act=act, bias=bias) for _ in attentions]
     stack = Stack(
         Embedding(config.vocab_size, config.hidden_size, dtype=dtype),
-        [PreNormLayer(config, dtype, part, GatedMlp(config, dtype, act=act, bias=bias)) for part in attentions],
+        [PreNormLayer(config, dtype, attention, mlp) for attention, mlp in zip(attentions, mlps, strict=True)],
         RmsNorm(config.hidden_size, hf.get("rms_norm_eps", 1e-6), dtype),
         [Rotary(rope_parameters(hf), config.head_dim, config.context_length, dtype)],
         [0] * len(attentions),
