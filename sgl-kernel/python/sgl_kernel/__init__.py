@@ -1,0 +1,10 @@
+"""MoonLang's CPU kernels.
+
+Arrays are anything that speaks DLPack (torch, numpy ...); outputs are written into arrays of the caller. Every function
+checks shapes and types and raises ValueError. The instruction set is chosen at run time (`isa()`); the environment variable
+MOONLANG_CPU_ISA=avx512|avx2|generic or `force_isa` chooses another one that the machine has.
+"""
+
+from sgl_kernel.base import checksum, convert, detected_isa, force_isa, isa, set_threads, threads
+
+__all__ = ["checksum", "convert", "detected_isa", "force_isa", "isa", "set_threads", "threads"]
