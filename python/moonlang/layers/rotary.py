@@ -49,16 +49,28 @@ class Rotary:
     """
 
     def __init__(self, parameters: Mapping[str, Any], dim: int, length: int, dtype: torch.dtype) -> None:
-        positions = torch.arange(length, dtype=torch.float32)[:, None]
-        inv_freq, scale = inverse_frequencies(parameters, dim, positions)
-        angles = positions * inv_freq
-        cos, sin = angles.cos() * scale, angles.sin() * scale
+        self._recipe = parameters, dim, length
+        cos, sin = _cos_sin(*self._recipe)
         self._cos = torch.cat((cos, cos), -1).to(dtype)
         self._sin = torch.cat((-sin, sin), -1).to(dtype)
+        self._dtype = dtype
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions: [T] int64 -> cos, sin: [T, 1, D]. Once per forward; the layers share them."""
         return self._cos.index_select(0, positions).unsqueeze(1), self._sin.index_select(0, positions).unsqueeze(1)
+
+    def table(self) -> Tensor:
+        """[length, D] float32 on the CPU: the cosines of the first half of a head, then its sines, in model precision."""
+        with torch.device("cpu"):
+            return torch.cat(_cos_sin(*self._recipe), -1).to(self._dtype).float()
+
+
+def _cos_sin(parameters: Mapping[str, Any], dim: int, length: int) -> tuple[Tensor, Tensor]:
+    """cos, sin: [length, D/2] float32."""
+    positions = torch.arange(length, dtype=torch.float32)[:, None]
+    inv_freq, scale = inverse_frequencies(parameters, dim, positions)
+    angles = positions * inv_freq
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
-from moonlang.model_loader.checkpoint import Checkpoint
+from moonlang.layers.linear import Linear
+from moonlang.layers.quantization.matrix import QuantizedMatrix
+from moonlang.layers.quantization.w8a8_int8 import Int8Linear
+from moonlang.model_loader.weights import WeightSource, as_float, open_weights
 from moonlang.models.spec import WeightsMap
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_HEAD = "lm_head.weight"  # a model reads this one by itself
 _SHOWN = 6  # names per kind of mismatch in an error
 
 
 def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> None:
     """Copy every tensor to its place, converting to the parameter's dtype. The seed is not used.
 
-    ConfigError naming the tensors that are missing, unexpected, of another shape, or not floating point. Nothing is
-    copied then.
+    Matrices that are, or become, quantised are rounded as their form rounds and then stored as floats: nothing is
+    gained in memory or speed, but the numbers are those of the kernels. With quantised activations (w8a8) the module is
+    replaced by one that rounds them too. ConfigError naming the tensors that are missing, unexpected, of another shape,
+    or not floating point. Nothing is copied then.
     """
-    checkpoint = Checkpoint(config.path)
+    checkpoint = open_weights(config)
     theirs = {weights.model_name(name): name for name in checkpoint.names()}
     parameters = dict(model.named_parameters())
     _check(model, weights, config, checkpoint, theirs)
+    linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, parameter in parameters.items():
+        sources = [theirs[source] for source in weights.sources(name, len(parameter))]
+        if name in linears or parameter.ndim == 3:
+            parts = [checkpoint.matrix(source) for source in sources]
+        else:
+            parts = [checkpoint.tensor(source) for source in sources]
         at, rows = 0, _rows(parameter)
-        for source in weights.sources(name, len(parameter)):
-            tensor = checkpoint.tensor(theirs[source])
-            rows[at : at + len(tensor)].copy_(tensor)
-            at += len(tensor)
+        for part in parts:
+            rows[at : at + part.shape[0]].copy_(as_float(part))
+            at += part.shape[0]
         if name.endswith(weights.plus_one):
             parameter.add_(1.0)
+        matrices = [part for part in parts if isinstance(part, QuantizedMatrix) and part.kind == "w8a8"]
+        if name in linears and len(matrices) == len(parts) and not name.endswith(_HEAD):
+            model.set_submodule(name.removesuffix(".weight"), _int8_linear(matrices, linears[name].bias))
+
+
+def _int8_linear(parts: list[QuantizedMatrix], bias: Tensor | None) -> Int8Linear:
+    """One module for parts that read the same input."""
+    whole = QuantizedMatrix(
+        kind="w8a8",
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        group=parts[0].group,
+    )
+    return Int8Linear(whole, bias)
+
+
+def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> Callable[[str], list[Tensor]]:
+    """For a model without memory: by name, the checkpoint's tensors that make up a parameter, in order.
+
+    They lie over the mapped files, in the checkpoint's dtype; only those that hold 1 + w are copies, in float32.
+    ConfigError as in `fill`.
+    """
+    checkpoint = Checkpoint(config.path)
+    theirs = {weights.model_name(name): name for name in checkpoint.names()}
+    lengths = {name: len(parameter) for name, parameter in model.named_parameters()}
+    _check(model, weights, config, checkpoint, theirs)
+
+    def read(name: str) -> list[Tensor]:
+        found = [checkpoint.tensor(theirs[source]) for source in weights.sources(name, lengths[name])]
+        return [tensor.float() + 1.0 for tensor in found] if name.endswith(weights.plus_one) else found
+
+    return read
 
 
 def _check(
-    model: nn.Module, weights: WeightsMap, config: ModelConfig, checkpoint: Checkpoint, theirs: dict[str, str]
+    model: nn.Module, weights: WeightsMap, config: ModelConfig, checkpoint: WeightSource, theirs: dict[str, str]
 ) -> None:
     missing, shapes, dtypes = [], [], []
     wanted: set[str] = set()
@@ -49,8 +95,12 @@ def _check(
             shapes.append(
                 f"{' + '.join(found)} is {' + '.join(map(str, have))}, config.json implies {tuple(parameter.shape)}"
             )
-    tied = {"lm_head.weight"} if config.hf.get("tie_word_embeddings", True) else set()
-    unexpected = [name for name in theirs if name not in wanted | tied and not weights.is_ignored(name)]
+    tied = {_HEAD} if config.hf.get("tie_word_embeddings", True) else set()
+    unexpected = [
+        name
+        for name, stored in theirs.items()
+        if name not in wanted | tied and not weights.is_ignored(name) and not checkpoint.is_optional(stored)
+    ]
     problems = [
         f"{len(names)} {what}: {'; '.join(names[:_SHOWN])}{'; ...' if len(names) > _SHOWN else ''}"
         for what, names in (
@@ -81,9 +131,9 @@ def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
 
 
 def _hint(missing: list[str], dtypes: list[str], config: ModelConfig) -> str:
-    if dtypes or "quantization_config" in config.hf:
-        return "The checkpoint is quantised, which is not supported yet: take the original bfloat16 one."
-    if missing == ["lm_head.weight"]:
+    if dtypes:
+        return "The checkpoint is quantised in a way that its config.json does not name: take the original one."
+    if missing == [_HEAD]:
         return "If the model shares its head with the embedding, set tie_word_embeddings in config.json."
     return (
         "config.json and the weights belong to different models or revisions; --model-impl transformers may know more."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from moonlang.layers.logits import logits
 from moonlang.layers.norm import GemmaRmsNorm, RmsNorm
 from moonlang.layers.rotary import Rotary, rope_parameters, rotate
 from moonlang.models.spec import CausalModel
+
+if TYPE_CHECKING:
+    from moonlang.kernels.program import Builder, Value
 
 Norm = RmsNorm | GemmaRmsNorm
 Rotation = tuple[Tensor, Tensor]  # cos, sin: [T, 1, D], see Rotary.at
@@ -58,6 +62,21 @@ class SelfAttention(nn.Module):
         q, k = rotate(qk, *rotation).split((self._q, self._kv), 1)
         return self.o_proj(ctx.attend(self._layer, q, k, v, self._spec).reshape(len(x), -1))
 
+    def lower(self, build: Builder, x: Value, rotation: Tensor, residual: Value | None = None) -> Value:
+        """forward(x) (+ residual) as kernel calls. rotation: see Rotary.table."""
+        out = build.attend(
+            self.qkv_proj.lower(build, x),
+            layer=self._layer,
+            heads=self._q,
+            rotation=rotation,
+            scale=self._spec.scale,
+            window=self._spec.window,
+            softcap=self._spec.softcap,
+            q_norm=self.q_norm and self.q_norm.lowered(build),
+            k_norm=self.k_norm and self.k_norm.lowered(build),
+        )
+        return self.o_proj.lower(build, out, residual=residual)
+
 
 class GatedMlp(nn.Module):
     """down(act(gate(x)) * up(x))."""
@@ -68,7 +87,7 @@ class GatedMlp(nn.Module):
         """inner: F, when it is not the `intermediate_size` of config.json."""
         super().__init__()
         size, self._inner = config.hidden_size, inner or config.hf["intermediate_size"]
-        self._act = activation(act)
+        self._act, self._act_name = activation(act), act
         self.gate_up_proj = Linear(size, 2 * self._inner, bias=bias, dtype=dtype)
         self.down_proj = Linear(self._inner, size, bias=bias, dtype=dtype)
 
@@ -76,6 +95,11 @@ class GatedMlp(nn.Module):
         """x: [T, M] -> [T, M]."""
         gate, up = self.gate_up_proj(x).split(self._inner, -1)
         return self.down_proj(self._act(gate).mul_(up))
+
+    def lower(self, build: Builder, x: Value, residual: Value | None = None) -> Value:
+        """forward(x) (+ residual) as kernel calls."""
+        inner = self.gate_up_proj.lower(build, x, act=self._act_name)
+        return self.down_proj.lower(build, inner, residual=residual)
 
 
 class PreNormLayer(nn.Module):
@@ -93,6 +117,12 @@ class PreNormLayer(nn.Module):
         """x: [T, M] -> [T, M]."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, ctx)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def lower(self, build: Builder, x: Value, rotation: Tensor) -> Value:
+        """forward as kernel calls."""
+        inner = build.norm(x, self.input_layernorm.lowered(build))
+        x = self.self_attn.lower(build, inner, rotation, residual=x)
+        return self.mlp.lower(build, build.norm(x, self.post_attention_layernorm.lowered(build)), residual=x)
 
 
 class SandwichLayer(nn.Module):
@@ -112,6 +142,13 @@ class SandwichLayer(nn.Module):
         """x: [T, M] -> [T, M]."""
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rotation, ctx))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+    def lower(self, build: Builder, x: Value, rotation: Tensor) -> Value:
+        """forward as kernel calls."""
+        inner = self.self_attn.lower(build, build.norm(x, self.input_layernorm.lowered(build)), rotation)
+        x = build.norm(inner, self.post_attention_layernorm.lowered(build), residual=x)
+        inner = self.mlp.lower(build, build.norm(x, self.pre_feedforward_layernorm.lowered(build)))
+        return build.norm(inner, self.post_feedforward_layernorm.lowered(build), residual=x)
 
 
 class Stack(nn.Module):
@@ -143,6 +180,14 @@ class Stack(nn.Module):
             x = layer(x, rotations[kind], ctx)
         return self.norm(x)
 
+    def lower(self, build: Builder) -> Value:
+        """forward as kernel calls."""
+        rotations = [rotary.table() for rotary in self._rotaries]
+        x = self.embed_tokens.lower(build)
+        for layer, kind in self._order:
+            x = layer.lower(build, x, rotations[kind])
+        return build.norm(x, self.norm.lowered(build))
+
 
 class Decoder(CausalModel):
     """A stack with a head. Without a head of its own (`tied`) the embedding serves as one."""
@@ -163,6 +208,11 @@ class Decoder(CausalModel):
         """See `CausalModel.logits`."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return logits(hidden, head.weight, self._softcap)
+
+    def lower(self, build: Builder) -> None:
+        """See `CausalModel.lower`."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        build.head(self.model.lower(build), head.weight, self._softcap)
 
 
 def pre_norm_decoder(

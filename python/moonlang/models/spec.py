@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from moonlang.attention.batch import ForwardContext
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.core.kv import KvSchema
+
+if TYPE_CHECKING:
+    from moonlang.kernels.program import Builder
 
 
 class CausalModel(nn.Module):
@@ -25,6 +28,10 @@ class CausalModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [N, M], any of the rows that forward returned -> [N, V] float32."""
         raise NotImplementedError
+
+    def lower(self, build: Builder) -> None:
+        """Write forward and logits down as kernel calls, ending with `build.head`. NotLowerableError when there is no way."""
+        build.refuse("its forward is not made of our blocks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
