@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from moonlang.base import registry
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.model_loader.fingerprint import fingerprint
+from moonlang.model_loader.parts import Parts
 from moonlang.models.spec import CausalModel, ModelSpec, torch_dtype
 
 __all__ = ["fingerprint", "load_model", "open_model"]
@@ -41,8 +40,8 @@ def load_model(
 
 def open_model(
     config: ModelConfig, spec: ModelSpec, load_format: str = "auto", seed: int = 0
-) -> tuple[CausalModel, Callable[[Tensor], Sequence[Tensor]]]:
-    """The model without memory for its parameters, and a function that finds the tensors that make up a parameter.
+) -> tuple[CausalModel, Parts]:
+    """The model without memory for its parameters, and the tensors that make them up.
 
     For those who bring the weights into a form of their own. Errors as in `load_model`; not for a model whose spec
     loads it.
@@ -50,6 +49,5 @@ def open_model(
     backend = registry.find("model_loader", "safetensors" if load_format == "auto" else load_format)
     with torch.device("meta"):
         model = spec.build(config, torch_dtype(config.dtype)).eval()
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    read = backend.parts(model, spec.weights, config, seed)
-    return model, lambda parameter: read(names[parameter])
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return model, Parts(backend.parts(model, spec.weights, config, seed), names)

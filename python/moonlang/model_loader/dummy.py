@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from moonlang.config.model_config import ModelConfig
+from moonlang.model_loader.parts import Source
+from moonlang.model_loader.weights import quantized
 from moonlang.models.spec import WeightsMap
 
 _SPREAD = 0.02
@@ -28,10 +29,14 @@ def _values(name: str, parameter: Tensor, seed: int) -> Tensor:
     return torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(0, _SPREAD, generator=generator)
 
 
-def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> Callable[[str], list[Tensor]]:
-    """The same numbers for a model without memory: by name, each parameter as a list of one tensor of its dtype."""
+def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> Source:
+    """The same numbers for a model without memory: each parameter is one tensor of its dtype."""
     shapes = dict(model.named_parameters())
-    return lambda name: [_values(name, shapes[name], seed).to(shapes[name].dtype)]
+
+    def tensors(name: str) -> list[Tensor]:
+        return [_values(name, shapes[name], seed).to(shapes[name].dtype)]
+
+    return Source(tensors, lambda name: [quantized(name, tensor, config.quantization) for tensor in tensors(name)])
 
 
 BACKEND = fill

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,7 @@ from moonlang.config.model_config import ModelConfig
 from moonlang.layers.linear import Linear
 from moonlang.layers.quantization.matrix import QuantizedMatrix
 from moonlang.layers.quantization.w8a8_int8 import Int8Linear
+from moonlang.model_loader.parts import Source
 from moonlang.model_loader.weights import WeightSource, as_float, open_weights
 from moonlang.models.spec import WeightsMap
 
@@ -61,22 +60,25 @@ def _int8_linear(parts: list[QuantizedMatrix], bias: Tensor | None) -> Int8Linea
     return Int8Linear(whole, bias)
 
 
-def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> Callable[[str], list[Tensor]]:
-    """For a model without memory: by name, the checkpoint's tensors that make up a parameter, in order.
+def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> Source:
+    """For a model without memory: the checkpoint's tensors that make up a parameter, in order.
 
-    They lie over the mapped files, in the checkpoint's dtype; only those that hold 1 + w are copies, in float32.
-    ConfigError as in `fill`.
+    They lie over the mapped files, in the checkpoint's dtype; copies are only those that hold 1 + w, in float32, and
+    what is dequantised or quantised on the way. ConfigError as in `fill`.
     """
-    checkpoint = Checkpoint(config.path)
+    checkpoint = open_weights(config)
     theirs = {weights.model_name(name): name for name in checkpoint.names()}
     lengths = {name: len(parameter) for name, parameter in model.named_parameters()}
     _check(model, weights, config, checkpoint, theirs)
 
-    def read(name: str) -> list[Tensor]:
-        found = [checkpoint.tensor(theirs[source]) for source in weights.sources(name, lengths[name])]
+    def stored(name: str) -> list[str]:
+        return [theirs[source] for source in weights.sources(name, lengths[name])]
+
+    def tensors(name: str) -> list[Tensor]:
+        found = [checkpoint.tensor(each) for each in stored(name)]
         return [tensor.float() + 1.0 for tensor in found] if name.endswith(weights.plus_one) else found
 
-    return read
+    return Source(tensors, lambda name: [checkpoint.matrix(each) for each in stored(name)])
 
 
 def _check(

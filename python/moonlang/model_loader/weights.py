@@ -30,7 +30,7 @@ def quantized(name: str, weight: Tensor, settings: Quantization | None) -> Tenso
 
     The head becomes int8 (fp8 with fp8) whatever the rest becomes: it is a quarter of a small model, and it decides.
     """
-    if settings is None or settings.in_checkpoint or name.endswith(_KEPT):
+    if settings is None or settings.in_checkpoint or name.endswith(_KEPT) or weight.ndim != 2:
         return weight
     method = "int8" if settings.method != "fp8" and name.endswith(_HEADS) else settings.method
     make = _scheme(method).make
@@ -94,7 +94,9 @@ class WeightSource:
 
     def _stored(self, name: str) -> QuantizedMatrix:
         scheme, settings, found = self._scheme, self._settings, self._tensors_of[name]
-        assert scheme is not None and scheme.read is not None and settings is not None
+        assert scheme is not None
+        assert scheme.read is not None
+        assert settings is not None
         try:
             return scheme.read({e: self._checkpoint.tensor(stored) for e, stored in found.items()}, settings)
         except (ValueError, KeyError) as error:

@@ -1,8 +1,8 @@
 """AWQ checkpoints, version "gemm": 4 bits in groups along k, with zero points.
 
-  qweight  [K, N / 8] int32    eight consecutive n per word, in the order 0 2 4 6 1 3 5 7 from the lowest bits
-  qzeros   [G, N / 8] int32    the same
-  scales   [G, N]
+qweight  [K, N / 8] int32    eight consecutive n per word, in the order 0 2 4 6 1 3 5 7 from the lowest bits
+qzeros   [G, N / 8] int32    the same
+scales   [G, N]
 """
 
 from __future__ import annotations

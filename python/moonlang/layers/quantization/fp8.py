@@ -1,9 +1,9 @@
 """fp8 weights with scales: per tensor, per output channel or per block (as DeepSeek's 128 x 128).
 
-  weight            [N, K] float8_e4m3fn or float8_e5m2
-  weight_scale      [], [1], [P] for P matrices stacked in one, [N, 1], or [N / bn, K / bk] for blocks
-  weight_scale_inv  the same thing: it is to be multiplied by, whatever its name says
-  input_scale       for engines that compute in fp8; activations stay as they are here
+weight            [N, K] float8_e4m3fn or float8_e5m2
+weight_scale      [], [1], [P] for P matrices stacked in one, [N, 1], or [N / bn, K / bk] for blocks
+weight_scale_inv  the same thing: it is to be multiplied by, whatever its name says
+input_scale       for engines that compute in fp8; activations stay as they are here
 """
 
 from __future__ import annotations

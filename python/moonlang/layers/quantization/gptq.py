@@ -1,9 +1,9 @@
 """GPTQ checkpoints: 4 or 8 bits, any group size, with or without activation order.
 
-  qweight  [K * bits / 32, N] int32   32 / bits consecutive k per word, lowest bits first
-  qzeros   [G, N * bits / 32] int32   consecutive n per word; files of version 1 hold zero point - 1
-  scales   [G, N]
-  g_idx    [K] int32                  the group of each k; with activation order (desc_act) not ascending
+qweight  [K * bits / 32, N] int32   32 / bits consecutive k per word, lowest bits first
+qzeros   [G, N * bits / 32] int32   consecutive n per word; files of version 1 hold zero point - 1
+scales   [G, N]
+g_idx    [K] int32                  the group of each k; with activation order (desc_act) not ascending
 """
 
 from __future__ import annotations

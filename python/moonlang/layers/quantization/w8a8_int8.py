@@ -30,7 +30,7 @@ def make(weight: Tensor) -> QuantizedMatrix:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x: [T, K] -> codes [T, K] with whole numbers in [-127, 127], float32, and scales [T, 1]: x is near codes * scales."""
+    """x: [T, K] -> codes [T, K], whole numbers in [-127, 127] as float32, and scales [T, 1]: x is about codes * scales."""
     x = x.float()
     largest = x.abs().amax(1, keepdim=True)
     inverse = torch.where(largest > 0, _LARGEST / largest, torch.zeros_like(largest))
