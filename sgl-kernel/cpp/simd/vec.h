@@ -85,10 +85,11 @@ ML_INLINE f32v gelu_erf(f32v x) {
   return x * phi;
 }
 
-/// The tanh form of GELU: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+/// The tanh form of GELU: x/2 (1 + tanh(y)), y = sqrt(2/pi) (x + 0.044715 x^3), written as x sigmoid(2y), which does not
+/// cancel for negative x.
 ML_INLINE f32v gelu_tanh(f32v x) {
-  const f32v inner = f32v::set(0.797884561f) * fma(f32v::set(0.044715f) * x * x, x, x);
-  return f32v::set(0.5f) * x * (f32v::set(1.0f) + tanh(inner));
+  const f32v twice = f32v::set(1.59576912f) * fma(f32v::set(0.044715f) * x * x, x, x);
+  return x / (f32v::set(1.0f) + exp(-twice));
 }
 
 }  // namespace ml::ML_ISA
