@@ -5,6 +5,27 @@ checks shapes and types and raises ValueError. The instruction set is chosen at 
 MOONLANG_CPU_ISA=avx512|avx2|generic or `force_isa` chooses another one that the machine has.
 """
 
+from sgl_kernel.attention import AttendPlan, KvPages, attend
 from sgl_kernel.base import checksum, convert, detected_isa, force_isa, isa, set_threads, threads
+from sgl_kernel.gemm import arena, gemm, pack
+from sgl_kernel.pages import copy_pages, sum_pages
+from sgl_kernel.rope import rope_store
 
-__all__ = ["checksum", "convert", "detected_isa", "force_isa", "isa", "set_threads", "threads"]
+__all__ = [
+    "AttendPlan",
+    "KvPages",
+    "arena",
+    "attend",
+    "checksum",
+    "convert",
+    "copy_pages",
+    "detected_isa",
+    "force_isa",
+    "gemm",
+    "isa",
+    "pack",
+    "rope_store",
+    "set_threads",
+    "sum_pages",
+    "threads",
+]
