@@ -1,4 +1,4 @@
-"""Writes a model down as a `sgl_kernel.Program`: a list of kernel calls that runs without Python.
+"""Writes a model down as a `Program`: a list of kernel calls that runs without Python.
 
 A block of `models` lowers itself: its method `lower(build, x, ...)` reads like its `forward`, with values that stand
 for rows of numbers instead of tensors. `Builder.finish` then gives every value a place in memory and makes the program.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 import sgl_kernel
 import torch
+from sgl_kernel.program import PackedWeight, Program
 from torch import Tensor
 
 ACTIVATIONS = {
@@ -38,7 +39,7 @@ class Value:
     kept: bool = False
 
 
-Emit = Callable[[sgl_kernel.Program, Sequence[int], int], None]  # (program, buffers of the inputs, buffer of the output)
+Emit = Callable[[Program, Sequence[int], int], None]  # (program, buffers of the inputs, buffer of the output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,32 +62,48 @@ class NormWeight:
     form: str
 
 
+class Parts(Protocol):
+    """The tensors that make up a parameter, one below the other, as they lie in the checkpoint; see model_loader.parts."""
+
+    def __call__(self, parameter: Tensor) -> Sequence[Tensor]: ...
+
+    def matrices(self, parameter: Tensor) -> Sequence[Any]:
+        """Of a matrix that is multiplied by: tensors, or quantised matrices."""
+        ...
+
+
 class Builder:
-    """parts(parameter): the tensors that make up a parameter, one below the other, as they lie in the checkpoint.
+    """Collects kernel calls.
 
     dtype: of the values, "float32", "bfloat16" or "float16".
     """
 
-    def __init__(self, dtype: str, parts: Callable[[Tensor], Sequence[Tensor]]) -> None:
+    def __init__(self, dtype: str, parts: Parts) -> None:
         self.dtype = dtype
         self._torch_dtype: torch.dtype = getattr(torch, dtype)
         self._parts = parts
-        self._arena = sgl_kernel.Arena()
+        self._arena = sgl_kernel.arena()
+        self._other_bytes = 0
         self._ops: list[_Op] = []
-        self._head: Callable[[sgl_kernel.Program, int], None] | None = None
+        self._head: Callable[[Program, int], None] | None = None
         self._hidden: Value | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights so far."""
+        return self._arena.taken_bytes + self._other_bytes
 
     def refuse(self, why: str) -> NoReturn:
         """Stop lowering: the model runs on torch, and says `why`."""
         raise NotLowerableError(why)
 
-    def matrix(self, parameter: Tensor, *, gated: bool = False) -> sgl_kernel.PackedWeight:
+    def matrix(self, parameter: Tensor, *, gated: bool = False) -> PackedWeight:
         """The parameter [N, K] packed. gated: it is a gate above an up, for `linear` with an activation."""
         if self.dtype not in _KINDS:
             self.refuse(f"the kernels keep no weights in {self.dtype}")
-        parts = list(self._parts(parameter))
-        if gated and len(parts) != 2:
-            parts = list(torch.cat(parts).chunk(2))
+        parts = list(self._parts.matrices(parameter))
+        if not all(isinstance(part, Tensor) for part in parts):
+            self.refuse("there are no kernels for quantised weights")
         return sgl_kernel.pack(parts, kind=_KINDS[self.dtype], gated=gated, arena=self._arena)
 
     def vector(self, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -101,12 +118,13 @@ class Builder:
         """The rows of the parameter [V, M] that the input ids name, times `scale`."""
         parts = self._parts(parameter)
         table = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).to(self._torch_dtype)
+        self._other_bytes += table.nbytes
         return self._add((), table.shape[1], lambda program, _, out: program.embed(out, table, scale or 1.0))
 
     def norm(self, x: Value, norm: NormWeight, residual: Value | None = None) -> Value:
         """norm(x) (+ residual)."""
 
-        def emit(program: sgl_kernel.Program, ids: Sequence[int], out: int) -> None:
+        def emit(program: Program, ids: Sequence[int], out: int) -> None:
             if residual is not None and ids[1] != out:
                 raise ValueError("The residual of a norm is read again: it cannot be added to in place.")
             program.norm(ids[0], out, norm.weight, norm.eps, norm.form, residual is not None)
@@ -116,7 +134,7 @@ class Builder:
     def linear(
         self,
         x: Value,
-        weight: sgl_kernel.PackedWeight,
+        weight: PackedWeight,
         *,
         bias: Tensor | None = None,
         residual: Value | None = None,
@@ -126,7 +144,7 @@ class Builder:
         if act is not None and act not in ACTIVATIONS:
             raise NotLowerableError(f"there is no kernel for the activation {act!r}")
 
-        def emit(program: sgl_kernel.Program, ids: Sequence[int], out: int) -> None:
+        def emit(program: Program, ids: Sequence[int], out: int) -> None:
             program.linear(ids[0], out, weight, bias, ids[1], ACTIVATIONS[act] if act else "")
 
         return self._add((x, residual), weight.n // (2 if act else 1), emit, over=residual)
@@ -151,7 +169,7 @@ class Builder:
         """
         dim = rotation.shape[1]
 
-        def emit(program: sgl_kernel.Program, ids: Sequence[int], out: int) -> None:
+        def emit(program: Program, ids: Sequence[int], out: int) -> None:
             program.attend(
                 ids[0],
                 out,
@@ -174,13 +192,13 @@ class Builder:
         self._hidden = x
         self._head = lambda program, buffer: program.head(buffer, weight, softcap or 0.0)
 
-    def finish(self, *, heads: int, kv_heads: int, head_dim: int) -> sgl_kernel.Program:
+    def finish(self, *, heads: int, kv_heads: int, head_dim: int) -> Program:
         """The program. After the last op in which tokens meet it goes on with the kept tokens only."""
         if self._head is None or self._hidden is None:
             raise ValueError("A program needs a head.")
         ops, hidden = _keep_few(self._ops, self._hidden)
         places = _places(ops, hidden)
-        program = sgl_kernel.Program(dtype=self.dtype, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+        program = Program(dtype=self.dtype, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
         for columns, kept in places.sizes:
             program.buffer(columns, kept)
         for op in ops:
@@ -203,7 +221,7 @@ class Builder:
         return output
 
 
-def _select(program: sgl_kernel.Program, ids: Sequence[int], out: int) -> None:
+def _select(program: Program, ids: Sequence[int], out: int) -> None:
     program.select(ids[0], out)
 
 
