@@ -6,12 +6,13 @@ for rows of numbers instead of tensors. `Builder.finish` then gives every value 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 import sgl_kernel
 import torch
+from sgl_kernel import moe
 from sgl_kernel.program import PackedWeight, Program
 from torch import Tensor
 
@@ -97,14 +98,25 @@ class Builder:
         """Stop lowering: the model runs on torch, and says `why`."""
         raise NotLowerableError(why)
 
-    def matrix(self, parameter: Tensor, *, gated: bool = False) -> PackedWeight:
-        """The parameter [N, K] packed. gated: it is a gate above an up, for `linear` with an activation."""
+    def matrix(self, parameter: Tensor, *, gated: bool = False, kind: str | None = None) -> PackedWeight:
+        """The parameter [N, K] packed. gated: it is a gate above an up, for `linear` with an activation.
+
+        kind: "f32" or "bf16", the dtype's when None.
+        """
+        parts = self._parts(parameter) if kind else self._parts.matrices(parameter)
+        return self._pack(list(parts), gated=gated, kind=kind)
+
+    def _pack(self, parts: list[Any], *, gated: bool = False, kind: str | None = None) -> PackedWeight:
         if self.dtype not in _KINDS:
             self.refuse(f"the kernels keep no weights in {self.dtype}")
-        parts = list(self._parts.matrices(parameter))
         if not all(isinstance(part, Tensor) for part in parts):
             self.refuse("there are no kernels for quantised weights")
-        return sgl_kernel.pack(parts, kind=_KINDS[self.dtype], gated=gated, arena=self._arena)
+        return sgl_kernel.pack(parts, kind=kind or _KINDS[self.dtype], gated=gated, arena=self._arena)
+
+    def _kernel_act(self, act: str) -> str:
+        if act not in ACTIVATIONS:
+            self.refuse(f"there is no kernel for the activation {act!r}")
+        return ACTIVATIONS[act]
 
     def vector(self, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The parameter [n] in `dtype`, float32 when None."""
@@ -141,13 +153,53 @@ class Builder:
         act: str | None = None,
     ) -> Value:
         """x W^T + bias (+ residual). act: the weight is gated, and act(gate) * up of half as many columns comes out."""
-        if act is not None and act not in ACTIVATIONS:
-            raise NotLowerableError(f"there is no kernel for the activation {act!r}")
+        kernel_act = "" if act is None else self._kernel_act(act)
 
         def emit(program: Program, ids: Sequence[int], out: int) -> None:
-            program.linear(ids[0], out, weight, bias, ids[1], ACTIVATIONS[act] if act else "")
+            program.linear(ids[0], out, weight, bias, ids[1], kernel_act)
 
         return self._add((x, residual), weight.n // (2 if act else 1), emit, over=residual)
+
+    def experts(
+        self,
+        x: Value,
+        *,
+        router: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        act: str,
+        gating: Mapping[str, Any],
+        shared: tuple[Tensor, Tensor] | None = None,
+        shared_gate: Tensor | None = None,
+        residual: Value | None = None,
+    ) -> Value:
+        """A mixture of experts (+ residual). router: [E, M], kept in float32. gate_up: [E, 2F, M], down: [E, M, F].
+
+        gating: arguments of `sgl_kernel.moe.gating`. shared: gate_up and down of an expert that every token visits,
+        weighted by the sigmoid of `shared_gate` [1, M].
+        """
+        layer = moe.moe(
+            router=self.matrix(router, kind="f32"),
+            gate_up=self._expert_matrices(gate_up, gated=True),
+            down=self._expert_matrices(down),
+            gating=moe.gating(**gating),
+            act=self._kernel_act(act),
+            shared=() if shared is None else (self.matrix(shared[0], gated=True), self.matrix(shared[1])),
+            shared_gate=None if shared_gate is None else self.matrix(shared_gate, kind="f32"),
+        )
+
+        def emit(program: Program, ids: Sequence[int], out: int) -> None:
+            program.experts(ids[0], out, layer, ids[1])
+
+        return self._add((x, residual), x.columns, emit, over=residual)
+
+    def _expert_matrices(self, parameter: Tensor, *, gated: bool = False) -> list[PackedWeight]:
+        """The parameter [E, N, K], packed expert by expert."""
+        parts = list(self._parts.matrices(parameter))
+        if len(parts) == 1:
+            return [self._pack([expert], gated=gated) for expert in parts[0]]
+        each = len(parts) // len(parameter)
+        return [self._pack(parts[i : i + each], gated=gated) for i in range(0, len(parts), each)]
 
     def attend(
         self,

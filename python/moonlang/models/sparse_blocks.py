@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from moonlang.layers.linear import Linear, project
 from moonlang.models.blocks import GatedMlp
 from moonlang.moe.experts import Experts
 from moonlang.moe.topk import Gating, top_experts
+
+if TYPE_CHECKING:
+    from moonlang.kernels.program import Builder, Value
 
 FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
@@ -49,6 +54,21 @@ class SparseMlp(nn.Module):
         if self.shared_expert is None or self.shared_expert_gate is None:
             return out
         return out + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+
+    def lower(self, build: Builder, x: Value, residual: Value | None = None) -> Value:
+        """forward(x) (+ residual) as kernel calls."""
+        shared = self.shared_expert
+        return build.experts(
+            x,
+            router=self.gate.weight,
+            gate_up=self.experts.gate_up_proj,
+            down=self.experts.down_proj,
+            act=self.experts.act,
+            gating=asdict(self.gating),
+            shared=None if shared is None else (shared.gate_up_proj.weight, shared.down_proj.weight),
+            shared_gate=None if self.shared_expert_gate is None else self.shared_expert_gate.weight,
+            residual=residual,
+        )
 
 
 def sparse_layers(config: ModelConfig) -> Sequence[bool]:

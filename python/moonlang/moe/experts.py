@@ -16,6 +16,7 @@ class Experts(nn.Module):
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * inner, size, dtype=dtype), requires_grad=False)
         self.down_proj = nn.Parameter(torch.empty(count, size, inner, dtype=dtype), requires_grad=False)
+        self.act = act
         self._act = activation(act)
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:

@@ -96,6 +96,16 @@ class Writer {
                                                 residual, chosen));
   }
 
+  void experts(int x, int out, const ml::Moe& moe, int residual) {
+    const int64_t width = columns(x);
+    if (width != moe.size()) refuse("experts: x has another width");
+    if (residual >= 0 && columns(residual) != width) refuse("experts: the residual has another width");
+    if (x == out) refuse("experts: out must not be x");
+    same_kind(x, out);
+    define(out, width);
+    program_.add(std::make_unique<ml::MoeOp>(x, out, moe, residual));
+  }
+
   void attend(int qkv, int out, int layer, const ReadArray& rotation, const std::optional<ReadArray>& q_norm,
               const std::optional<ReadArray>& k_norm, float eps, const std::string& norm_form, float scale, int window,
               float softcap) {
@@ -209,6 +219,7 @@ ML_BIND(program) {
       .def("embed", &Writer::embed, "out"_a, "table"_a, "scale"_a)
       .def("norm", &Writer::norm, "x"_a, "out"_a, "weight"_a, "eps"_a, "form"_a, "added"_a)
       .def("linear", &Writer::linear, "x"_a, "out"_a, "weight"_a, "bias"_a.none(), "residual"_a, "act"_a)
+      .def("experts", &Writer::experts, "x"_a, "out"_a, "moe"_a, "residual"_a)
       .def("attend", &Writer::attend, "qkv"_a, "out"_a, nb::kw_only(), "layer"_a, "rotation"_a, "q_norm"_a.none(),
            "k_norm"_a.none(), "eps"_a, "norm_form"_a, "scale"_a, "window"_a, "softcap"_a)
       .def("select", &Writer::select, "x"_a, "out"_a)

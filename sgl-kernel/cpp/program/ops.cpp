@@ -44,6 +44,13 @@ void LinearOp::run(Step& step) const {
   gemm(weight_, step.at(x_), type, weight_.k, step.at(out_), type, width, rows, epilogue);
 }
 
+void MoeOp::run(Step& step) const {
+  const int64_t rows = step.rows_of(out_), size = moe_.size();
+  if (rows == 0) return;
+  const void* residual = residual_ < 0 ? nullptr : step.at(residual_);
+  moe_.run(step.at(x_), size, step.at(out_), size, residual, size, step.shape.dtype, rows);
+}
+
 void AttendOp::run(Step& step) const {
   const KvView kv = step.pool.layer(layer_.index, step.shape);
   if (step.last_position() >= layer_.rotation.size / step.shape.head_dim) {

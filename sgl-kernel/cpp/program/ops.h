@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/gemm.h"
+#include "ops/moe.h"
 #include "ops/rope.h"
 #include "ops/rowops.h"
 #include "program/program.h"
@@ -66,6 +67,19 @@ class LinearOp : public Op {
   Weight bias_;
   int residual_;
   Activation act_;
+};
+
+/// out = moe(x) + residual; residual < 0: none.
+class MoeOp : public Op {
+ public:
+  MoeOp(int x, int out, Moe moe, int residual) : x_(x), out_(out), moe_(std::move(moe)), residual_(residual) {}
+  const char* name() const override { return "experts"; }
+  void run(Step& step) const override;
+
+ private:
+  int x_, out_;
+  Moe moe_;
+  int residual_;
 };
 
 /// Rotates q and k of qkv [T, (H + 2K) D], stores k and v in the pool, and attends: out [T, H D].
