@@ -1,4 +1,4 @@
-"""Operations on the rows of an activation matrix. Element types: float32, bfloat16 or float16, the same for all arrays."""
+"""Operations on the rows of an activation matrix. Element types: float32, bfloat16 or float16, one for all arrays."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ def rms_norm(x: Any, weight: Any, eps: float, *, y: Any = None, residual: Any = 
     With `y` [rows, dim] alone: y = norm(x); `y` may be `x`. With `y` and `residual` [rows, dim]: residual += x, then
     y = norm(residual). With `residual` alone: residual += norm(x).
 
-    The Llama form rounds x / rms to the element type before it multiplies by `weight` [dim]. The Gemma form multiplies in
-    float32 by a float32 `weight` [dim], to which the one is already added, and rounds once.
+    The Llama form rounds x / rms to the element type before it multiplies by `weight` [dim]. The Gemma form multiplies
+    in float32 by a float32 `weight` [dim], to which the one is already added, and rounds once.
     """
     _C.rms_norm(x, weight, eps, gemma, y, residual)
 

@@ -22,12 +22,12 @@ def sample(
     tokens: Any,
     peaks: Any,
 ) -> None:
-    """Write one token per row into `tokens` [rows] int64, and the largest logit of each row into `peaks` [rows] float32.
+    """Write one token per row into `tokens` [rows] int64, and each row's largest logit into `peaks` [rows] float32.
 
-    temperature: [rows] float32, 0 takes the most probable token (the first of equals). top_k: [rows] int64, 0 keeps all.
-    top_p: [rows] float64 in (0, 1]. min_p: [rows] float32 in [0, 1]. seeds, positions: [rows] int64. Kept is a token whose
-    rank is below top_k, before which less mass than top_p is ranked, and which is at least min_p times as probable as the
-    first. Where a peak is not finite (NaN if the row has one) the token means nothing.
+    temperature: [rows] float32, 0 takes the most probable token (the first of equals). top_k: [rows] int64, 0 keeps
+    all. top_p: [rows] float64 in (0, 1]. min_p: [rows] float32 in [0, 1]. seeds, positions: [rows] int64. Kept is a
+    token whose rank is below top_k, before which less mass than top_p is ranked, and which is at least min_p times as
+    probable as the first. Where a peak is not finite (NaN if the row has one) the token means nothing.
     """
     _C.sample(logits, temperature, top_k, top_p, min_p, seeds, positions, tokens, peaks)
 
@@ -53,7 +53,7 @@ def penalise(
 ) -> None:
     """Penalise in place the distinct tokens `ids` [n] int64 of one row `logits` [vocab] by their `counts` [n] float32.
 
-    Subtracts frequency * count and, where the count is not 0, presence; then divides positive logits by `repetition` and
-    multiplies the others by it.
+    Subtracts frequency * count and, where the count is not 0, presence; then divides positive logits by `repetition`
+    and multiplies the others by it.
     """
     _C.penalise(logits, ids, counts, frequency, presence, repetition)

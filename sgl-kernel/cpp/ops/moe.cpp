@@ -1,0 +1,246 @@
+#include "ops/moe.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "base/pool.h"
+#include "base/span.h"
+
+namespace ml {
+namespace {
+
+// Tokens times experts per token that are computed at a time: bounds the scratch memory at some 10 KB each. Enough for
+// long products, since only the tokens of one expert meet in one.
+constexpr int64_t kMaxPlaces = 16384;
+
+// Rows and work of one task, some 20 us; see gemm.cpp.
+constexpr int64_t kTaskRows = 96;
+constexpr int64_t kTaskBytes = 512 << 10;
+constexpr int64_t kTaskProducts = int64_t{3} << 20;
+
+void need(bool right, const char* what) {
+  if (!right) throw std::invalid_argument(std::string("mixture of experts: ") + what);
+}
+
+/// body(first, last) over `rows` in tasks of `step` rows.
+template <class Body>
+void in_steps(int64_t rows, int64_t step, Body body) {
+  if (rows <= step) return body(int64_t{0}, rows);
+  parallel(ceil_div(rows, step), [&](int64_t task) { body(task * step, std::min(rows, (task + 1) * step)); });
+}
+
+/// Hands out pieces of one allocation, each aligned to 64 bytes. The first pass, without memory, only counts.
+class Pieces {
+ public:
+  explicit Pieces(char* memory) : memory_(memory) {}
+  template <class T>
+  T* take(int64_t count) {
+    char* const piece = memory_ == nullptr ? nullptr : memory_ + used_;
+    used_ += round_up(count * int64_t(sizeof(T)), 64);
+    return reinterpret_cast<T*>(piece);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  int64_t used_ = 0;
+};
+
+/// (token, j) pairs sorted by expert, those of one expert by token. Places are positions in that order.
+struct Order {
+  std::vector<int64_t> begin;  // [E + 1] places
+  int32_t* token;              // [places]
+  int32_t* place;              // [T, per_token]
+
+  void sort(const int32_t* chosen, int64_t tokens, int64_t per_token, int64_t experts) {
+    begin.assign(size_t(experts) + 1, 0);
+    for (int64_t i = 0; i < tokens * per_token; ++i) ++begin[size_t(chosen[i]) + 1];
+    for (int64_t e = 0; e < experts; ++e) begin[size_t(e) + 1] += begin[size_t(e)];
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    for (int64_t i = 0; i < tokens * per_token; ++i) {
+      const int64_t at = next[size_t(chosen[i])]++;
+      token[at] = int32_t(i / per_token);
+      place[i] = int32_t(at);
+    }
+  }
+};
+
+struct Task {
+  int64_t expert, first, rows;  // places
+  int64_t panel, last_panel;
+};
+
+/// Every expert's product with its places, cut into tasks.
+std::vector<Task> cut(const std::vector<PackedWeight>& weights, const std::vector<int64_t>& begin) {
+  std::vector<Task> tasks;
+  for (size_t e = 0; e < weights.size(); ++e) {
+    const PackedWeight& w = weights[e];
+    for (int64_t first = begin[e]; first < begin[e + 1]; first += kTaskRows) {
+      const int64_t rows = std::min(kTaskRows, begin[e + 1] - first);
+      const int64_t by_bytes = kTaskBytes / std::max<int64_t>(w.panel_bytes, 1);
+      const int64_t by_products = kTaskProducts / std::max<int64_t>(rows * w.k * kPanel, 1);
+      const int64_t step = std::max<int64_t>(1, std::min(by_bytes, by_products));
+      for (int64_t panel = 0; panel < w.panels; panel += step) {
+        tasks.push_back({int64_t(e), first, rows, panel, std::min(w.panels, panel + step)});
+      }
+    }
+  }
+  return tasks;
+}
+
+/// Rows of one matrix ready for the kernels of `w`; `out` is used when they have to be converted.
+PreparedRows prepared(const PackedWeight& w, PreparedRows x, int64_t rows, char* out) {
+  const TileOps& ops = tile_ops(w);
+  const int64_t bytes = ops.prepared_bytes(w, x.type);
+  if (bytes == 0) return x;
+  PreparedRows result{};
+  in_steps(rows, std::max<int64_t>(1, (256 << 10) / bytes), [&](int64_t first, int64_t last) {
+    const PreparedRows done = ops.prepare(w, x.from_row(first), last - first, out + first * bytes);
+    if (first == 0) result = done;
+  });
+  return result;
+}
+
+int64_t row_bytes(const PackedWeight& w, DType type) {
+  const int64_t bytes = tile_ops(w).prepared_bytes(w, type);
+  return bytes > 0 ? bytes : w.k * bytes_of(type);
+}
+
+}  // namespace
+
+/// Some of the rows of a run, few enough for the scratch memory.
+struct Moe::Part {
+  const char* x;
+  int64_t ldx;
+  char* y;
+  int64_t ldy;
+  const char* residual;
+  int64_t ld_residual;
+  DType type;
+  int64_t rows;
+};
+
+Moe::Moe(MoeWeights weights, const Gating& gating, Activation act)
+    : weights_(std::move(weights)), gating_(gating), act_(act) {
+  const auto& [router, bias, gate_up, down, shared, shared_gate] = weights_;
+  const int64_t experts = router.n, size = router.k;
+  need(experts >= 1 && experts <= kMaxExperts, "between 1 and 1024 experts");
+  need(gating.experts_per_token >= 1 && gating.experts_per_token <= experts, "experts_per_token is out of range");
+  need(gating.groups >= 1 && experts % gating.groups == 0, "the groups must divide the experts");
+  need(gating.groups_kept >= 1 && gating.groups_kept <= gating.groups, "groups_kept is out of range");
+  need(gating.experts_per_token <= experts / gating.groups * gating.groups_kept, "too few experts in the kept groups");
+  need(bias.empty() || int64_t(bias.size()) == experts, "one router bias per expert");
+  need(int64_t(gate_up.size()) == experts && int64_t(down.size()) == experts, "one gate_up and one down per expert");
+  need(shared.empty() || shared.size() == 2, "the shared expert is a gate_up and a down");
+  need(shared_gate.empty() || (!shared.empty() && shared_gate[0].n == 1 && shared_gate[0].k == size),
+       "the shared expert's gate has one row of the model's size");
+  std::vector<std::pair<const PackedWeight*, const PackedWeight*>> pairs;
+  for (int64_t e = 0; e < experts; ++e) pairs.emplace_back(&gate_up[size_t(e)], &down[size_t(e)]);
+  if (!shared.empty()) pairs.emplace_back(&shared[0], &shared[1]);
+  for (const auto& [up, out] : pairs) {
+    need(up->gated && up->k == size && out->n == size && out->k == up->columns(), "an expert's shapes do not fit");
+  }
+  for (int64_t e = 1; e < experts; ++e) {
+    need(gate_up[size_t(e)].n == gate_up[0].n && gate_up[size_t(e)].kind == gate_up[0].kind &&
+             down[size_t(e)].kind == down[0].kind,
+         "all experts have one shape and one kind of weight");
+  }
+}
+
+void Moe::run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* residual, int64_t ld_residual, DType type,
+              int64_t rows) const {
+  const int64_t step = std::max<int64_t>(1, kMaxPlaces / gating_.experts_per_token), bytes = bytes_of(type);
+  for (int64_t row = 0; row < rows; row += step) {
+    run_part({static_cast<const char*>(x) + row * ldx * bytes, ldx, static_cast<char*>(y) + row * ldy * bytes, ldy,
+              residual == nullptr ? nullptr : static_cast<const char*>(residual) + row * ld_residual * bytes, ld_residual,
+              type, std::min(step, rows - row)});
+  }
+}
+
+void Moe::route(const Part& part, float* logits, float* weights, int32_t* chosen) const {
+  const int64_t experts = weights_.router.n;
+  gemm(weights_.router, part.x, part.type, part.ldx, logits, DType::f32, experts, part.rows, {});
+  const float* bias = weights_.router_bias.empty() ? nullptr : weights_.router_bias.data();
+  top_experts({&gating_, logits, bias, experts, weights, chosen}, part.rows);
+}
+
+void Moe::run_part(const Part& part) const {
+  const auto& [router, bias, gate_up, down, shared, shared_gate] = weights_;
+  const int64_t rows = part.rows, per_token = gating_.experts_per_token, places = rows * per_token;
+  const int64_t size = router.k, inner = down[0].k, bytes = bytes_of(part.type);
+  const int64_t x_bytes = row_bytes(gate_up[0], part.type), h_bytes = row_bytes(down[0], part.type);
+
+  float *logits = nullptr, *weights = nullptr, *shared_logits = nullptr;
+  int32_t* chosen = nullptr;
+  char *x_ready = nullptr, *sorted = nullptr, *h = nullptr, *h_ready = nullptr, *z = nullptr, *common = nullptr;
+  Order order{};
+  const auto share_out = [&](Pieces pieces) {
+    logits = pieces.take<float>(rows * router.n);
+    weights = pieces.take<float>(places);
+    chosen = pieces.take<int32_t>(places);
+    order.token = pieces.take<int32_t>(places);
+    order.place = pieces.take<int32_t>(places);
+    x_ready = pieces.take<char>(rows * x_bytes);
+    sorted = pieces.take<char>(places * x_bytes);
+    h = pieces.take<char>(places * inner * bytes);
+    h_ready = pieces.take<char>(places * h_bytes);
+    z = pieces.take<char>(places * size * bytes);
+    if (!shared.empty()) common = pieces.take<char>(rows * (shared[1].k + size) * bytes);
+    if (!shared_gate.empty()) shared_logits = pieces.take<float>(rows);
+    return pieces.used();
+  };
+  share_out(Pieces(static_cast<char*>(scratch(share_out(Pieces(nullptr)), 2))));
+
+  route(part, logits, weights, chosen);
+  order.sort(chosen, rows, per_token, router.n);
+  const auto& begin = order.begin;
+
+  // Each expert's rows of x side by side. A single row is read where it is.
+  const PreparedRows x = prepared(gate_up[0], {part.x, part.type, part.ldx * bytes}, rows, x_ready);
+  in_steps(places, std::max<int64_t>(1, (256 << 10) / x_bytes), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      if (rows > 1) std::memcpy(sorted + i * x_bytes, x.from_row(order.token[i]).data, size_t(x_bytes));
+    }
+  });
+  const PreparedRows by_expert{sorted, x.type, x_bytes};
+  const Output h_out{h, part.type, inner};
+  Epilogue gate;
+  gate.act = act_;
+  const std::vector<Task> up_tasks = cut(gate_up, begin);
+  parallel(int64_t(up_tasks.size()), [&](int64_t i) {
+    const Task& t = up_tasks[size_t(i)];
+    gemm_panels(gate_up[size_t(t.expert)], t.panel, t.last_panel, rows > 1 ? by_expert.from_row(t.first) : x, t.rows,
+                h_out.from_row(t.first), gate);
+  });
+
+  const PreparedRows h_rows = prepared(down[0], {h, part.type, inner * bytes}, places, h_ready);
+  const Output z_out{z, part.type, size};
+  const std::vector<Task> down_tasks = cut(down, begin);
+  parallel(int64_t(down_tasks.size()), [&](int64_t i) {
+    const Task& t = down_tasks[size_t(i)];
+    gemm_panels(down[size_t(t.expert)], t.panel, t.last_panel, h_rows.from_row(t.first), t.rows,
+                z_out.from_row(t.first), {});
+  });
+
+  char* shared_out = nullptr;
+  if (!shared.empty()) {
+    shared_out = common + rows * shared[1].k * bytes;
+    gemm(shared[0], part.x, part.type, part.ldx, common, part.type, shared[1].k, rows, gate);
+    gemm(shared[1], common, part.type, shared[1].k, shared_out, part.type, size, rows, {});
+    if (shared_logits != nullptr) {
+      gemm(shared_gate[0], part.x, part.type, part.ldx, shared_logits, DType::f32, 1, rows, {});
+    }
+  }
+  const Combine combine{part.type,     size,          per_token,        weights, order.place, z, shared_out,
+                        shared_logits, part.residual, part.ld_residual, part.y,  part.ldy};
+  in_steps(rows, std::max<int64_t>(1, (64 << 10) / (size * (per_token + 1))),
+           [&](int64_t first, int64_t last) { moe_ops().combine(combine, first, last); });
+}
+
+void top_experts(const GatingRows& op, int64_t rows) {
+  in_steps(rows, 32, [&](int64_t first, int64_t last) { moe_ops().top_experts(op, first, last); });
+}
+
+}  // namespace ml
