@@ -1,10 +1,10 @@
 #include "ops/gemm.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "base/pool.h"
 #include "base/span.h"
+#include "ops/quant.h"
 
 namespace ml {
 namespace {
@@ -71,7 +71,7 @@ const TileOps& tile_ops(const PackedWeight& w) {
     case WeightKind::bf16:
       return gemm_ops().bf16;
     default:
-      throw std::invalid_argument("no kernels for this kind of weight");
+      return quant_tile_ops(w);
   }
 }
 

@@ -9,6 +9,7 @@ from sgl_kernel.attention import AttendPlan, KvPages, attend
 from sgl_kernel.base import checksum, convert, detected_isa, force_isa, isa, set_threads, threads
 from sgl_kernel.gemm import arena, gemm, pack
 from sgl_kernel.pages import copy_pages, sum_pages
+from sgl_kernel.quant import pack_quantized, why_not_packable
 from sgl_kernel.rope import rope_store
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "gemm",
     "isa",
     "pack",
+    "pack_quantized",
     "rope_store",
     "set_threads",
     "sum_pages",
     "threads",
+    "why_not_packable",
 ]

@@ -33,7 +33,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x: [T, K] -> codes [T, K], whole numbers in [-127, 127] as float32, and scales [T, 1]: x is about codes * scales."""
     x = x.float()
     largest = x.abs().amax(1, keepdim=True)
-    inverse = torch.where(largest > 0, _LARGEST / largest, torch.zeros_like(largest))
+    # A quotient, as in the kernels: a number over a tensor would be its reciprocal times the number.
+    inverse = torch.where(largest > 0, torch.full_like(largest, _LARGEST) / largest, torch.zeros_like(largest))
     return (x * inverse).round_(), largest / _LARGEST
 
 
