@@ -1,7 +1,7 @@
 """The one table of operations: for each its implementations, best first, and the facts that let one be used.
 
-    torch   the reference, on every device
-    cpu     `sgl_kernel`, MoonLang's own kernels for AVX-512, AVX2 and other CPUs
+torch   the reference, on every device
+cpu     `sgl_kernel`, MoonLang's own kernels for AVX-512, AVX2 and other CPUs
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ OPERATIONS: dict[str, tuple[Implementation, ...]] = {
     "attention": (Implementation(CPU, _no_attention), _REFERENCE),
     "experts": _IN_PROGRAM,
     "logits": _IN_PROGRAM,
+    "sampling": (Implementation(CPU, _no_kernels), _REFERENCE),
 }
 
 

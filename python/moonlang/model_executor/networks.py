@@ -11,6 +11,7 @@ from moonlang.config.host import cpu_kernels
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.kernels.table import CPU, TORCH, Facts, choose
+from moonlang.layers.token_choice import Chooser, NumpyChooser
 from moonlang.model_executor.buckets import bucket, exact
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import Network
@@ -46,6 +47,16 @@ class LoadedTorch:
     def connect(self, pool: KvPool) -> TorchNetwork:
         rounded = bucket if self._device.type == "cpu" and pool.schema.itemsize == 2 else exact
         return TorchNetwork(self._model, pool, self._backend, self._device, rounded)
+
+
+def chooser(device: torch.device, dtype: str) -> Chooser:
+    """What makes tokens of logits."""
+    facts = Facts(device=device.type, dtype=dtype, isa=cpu_kernels(), attention_backend="")
+    if choose("sampling", facts).implementation == TORCH:
+        return NumpyChooser()
+    from moonlang.kernels.token_choice import KernelChooser
+
+    return KernelChooser()
 
 
 def load(config: ModelConfig, spec: ModelSpec, args: ServerArgs, device: torch.device) -> Loaded:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moonlang.base import clock
 from moonlang.core.plan import Row, RowResult, StepPlan, StepResult, TokenLogprob
+from moonlang.layers.token_choice import Chooser, NumpyChooser
 from moonlang.model_executor import prompt_logprobs
 from moonlang.model_executor.layout import Batch, gather
 from moonlang.model_executor.sampling import Sampled, sample
@@ -51,12 +52,16 @@ class PlanRunner:
     times: how the last plan spent its time.
     """
 
-    def __init__(self, network: Network, table: SlotTable, *, page_size: int, vocab_size: int) -> None:
+    def __init__(
+        self, network: Network, table: SlotTable, *, page_size: int, vocab_size: int, chooser: Chooser | None = None
+    ) -> None:
+        """chooser: makes tokens of logits, the reference when None."""
         self.page_size = page_size
         self.vocab_size = vocab_size
         self.times = StepTimes()
         self._network = network
         self._table = table
+        self._chooser = chooser or NumpyChooser()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -82,7 +87,7 @@ class PlanRunner:
             logits = hidden.logits(0, len(picked))
             projected = clock.monotonic_ns()
             at = batch.starts[picked] + batch.lengths[picked]
-            sampled = sample(self._table, slots[picked], at, logits)
+            sampled = sample(self._table, self._chooser, slots[picked], at, logits)
         prompt = self._prompt_logprobs(rows, reports, hidden, len(picked))
         drawn = clock.monotonic_ns()
         results = _results(rows, picked, sampled, prompt)
@@ -106,7 +111,7 @@ class PlanRunner:
         found = {}
         for i, tokens in reports:
             part = prompt_logprobs.Part(hidden, first)
-            found[i] = prompt_logprobs.report(self._table, rows[i], part, self.vocab_size)
+            found[i] = prompt_logprobs.report(self._table, self._chooser, rows[i], part, self.vocab_size)
             first += len(tokens)
         return found
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from moonlang.core.plan import Row, TokenLogprob
-from moonlang.layers import sampler
+from moonlang.layers.token_choice import Chooser
 from moonlang.model_executor.sampling import entry
 from moonlang.model_executor.slots import SlotTable
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
         return self.hidden.logits(self.first + begin, self.first + end)
 
 
-def report(table: SlotTable, row: Row, part: Part, vocab_size: int) -> tuple[TokenLogprob, ...]:
+def report(table: SlotTable, chooser: Chooser, row: Row, part: Part, vocab_size: int) -> tuple[TokenLogprob, ...]:
     """Entries for the prompt positions this row reaches. part: all tokens of the row.
 
     The entry of position p comes from the raw logits of p - 1. A position whose predecessor was not computed (the
@@ -52,7 +52,7 @@ def report(table: SlotTable, row: Row, part: Part, vocab_size: int) -> tuple[Tok
     for at in range(0, len(known), step):
         positions = known[at : at + step]
         begin = positions[0] - 1 - row.start
-        values = sampler.log_softmax(part.logits(begin, begin + len(positions)).cpu().numpy())
-        for position, logprobs in zip(positions, values, strict=True):
-            entries.append(entry(logprobs, tenant.tokens[position], tenant.logprob))
+        values = part.logits(begin, begin + len(positions)).cpu().numpy()
+        for position, logits in zip(positions, values, strict=True):
+            entries.append(entry(chooser, logits, 1.0, tenant.tokens[position], tenant.logprob))
     return tuple(entries)

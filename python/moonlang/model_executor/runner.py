@@ -57,7 +57,13 @@ class ModelRunner:
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
         network = loaded.connect(pool)
-        self._runner = PlanRunner(network, table, page_size=self.schema.page_size, vocab_size=config.vocab_size)
+        self._runner = PlanRunner(
+            network,
+            table,
+            page_size=self.schema.page_size,
+            vocab_size=config.vocab_size,
+            chooser=networks.chooser(self.device, config.dtype),
+        )
         _log.info(
             "KV pool: %d pages of %d tokens (%s). Computed by %s with %d threads.",
             self.num_pages,
