@@ -1,4 +1,4 @@
-"""Every test runs on every instruction set of this machine, and starts from a seed of its own."""
+"""Every test runs on every instruction set of this machine, and starts from a seed of its own and two kernel threads."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ ISAS = _ALL[: _ALL.index(sgl_kernel.detected_isa()) + 1]
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instruction set in use."""
     sgl_kernel.force_isa(request.param)
+    sgl_kernel.set_threads(2)
     torch.manual_seed(zlib.crc32(request.node.name.encode()))
     yield request.param
     sgl_kernel.force_isa(sgl_kernel.detected_isa())

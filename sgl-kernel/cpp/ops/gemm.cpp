@@ -88,10 +88,7 @@ void gemm_panels(const PackedWeight& w, int64_t begin, int64_t end, PreparedRows
   float* const tile = static_cast<float*>(scratch(kMaxRows * kPanel * int64_t(sizeof(float))));
   for (int64_t row = 0; row < rows; row += kMaxRows) {
     const int64_t count = std::min(kMaxRows, rows - row);
-    Epilogue part = epilogue;
-    if (part.residual != nullptr) {
-      part.residual = static_cast<const char*>(part.residual) + row * part.ld_residual * bytes_of(y.type);
-    }
+    const Epilogue part = epilogue.from_row(row, y.type);
     for (int64_t panel = begin; panel < end; ++panel) {
       ops.tile(w, panel, x.from_row(row), count, tile);
       finish(w, panel, tile, count, y.from_row(row), part);
@@ -107,19 +104,15 @@ void gemm(const PackedWeight& w, const void* x, DType x_type, int64_t ldx, void*
   if (prepared > 0) rows = prepare_parallel(w, rows, m, static_cast<char*>(scratch(m * prepared, 3)), prepared);
 
   const Output out{y, y_type, ldy};
-  const int64_t height = rows_per_task(m, rows.ld_bytes < 0 ? -rows.ld_bytes : rows.ld_bytes);
+  const int64_t height = rows_per_task(m, rows.ld_bytes);
   const int64_t blocks = ceil_div(m, height);
   const int64_t by_bytes = kTaskBytes / std::max<int64_t>(w.panel_bytes, 1);
   const int64_t by_products = kTaskProducts / std::max<int64_t>(height * w.k * kPanel, 1);
   const PanelCut cut(w.panels, std::min(by_bytes, by_products), blocks == 1 ? threads() : 1);
   parallel(blocks * cut.tasks(), [&](int64_t task) {
     const int64_t row = task / cut.tasks() * height, part = task % cut.tasks();
-    Epilogue own = epilogue;
-    if (own.residual != nullptr) {
-      own.residual = static_cast<const char*>(own.residual) + row * own.ld_residual * bytes_of(y_type);
-    }
     gemm_panels(w, cut.begin(part), cut.begin(part + 1), rows.from_row(row), std::min(height, m - row),
-                out.from_row(row), own);
+                out.from_row(row), epilogue.from_row(row, y_type));
   });
 }
 

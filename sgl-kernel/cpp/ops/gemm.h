@@ -20,6 +20,12 @@ struct Epilogue {
   const void* residual = nullptr;  ///< [M, columns] of the type of y, may be y itself
   int64_t ld_residual = 0;
   Activation act = Activation::none;
+
+  Epilogue from_row(int64_t row, DType y_type) const {
+    Epilogue part = *this;
+    if (residual != nullptr) part.residual = static_cast<const char*>(residual) + row * ld_residual * bytes_of(y_type);
+    return part;
+  }
 };
 
 /// Rows of x in the form in which the kernels of one weight read them.

@@ -1,12 +1,17 @@
 #include "ops/gemm.h"
 
+#include <cstddef>
+
 #include "simd/vec.h"
 
 namespace ml::ML_ISA {
 namespace {
 
-// Bytes that the loops ask for ahead of their reads: a panel is read front to back, and the next one follows it.
-constexpr int64_t kAhead = 2048;
+// How far ahead the loops ask for their weights (a panel is read front to back, and the next one follows it). Few rows
+// wait for memory: the lines go straight to L1. Many rows compute for as long as memory needs: asking L2 early evens
+// out its hiccups (measured on Zen 4: 15-20 % faster from 8 rows on, but 20 % slower at 4).
+constexpr int64_t kAhead = 4096, kAheadL2 = 16384, kAheadL1 = 1024;
+constexpr int kRowsComputing = 6;
 
 #if defined(ML_ISA_AVX512)
 constexpr int kRowsF32 = 12, kRowsBf16 = 12, kVectors = 2;  // 24 sums, 2 weights, 1 broadcast of 32 registers
@@ -27,6 +32,21 @@ ML_INLINE const T* row_of(const T* const (&base)[4], int r, int64_t ld_bytes) {
 template <class T>
 ML_INLINE void set_bases(const void* x, int64_t ld_bytes, const T* (&base)[4]) {
   for (int i = 0; i < 4; ++i) base[i] = reinterpret_cast<const T*>(static_cast<const char*>(x) + 3 * i * ld_bytes);
+}
+
+/// For one line of kStripe 32-bit units.
+template <int rows>
+ML_INLINE void prefetch(const void* line) {
+  const char* const p = static_cast<const char*>(line);
+#pragma GCC unroll 2
+  for (size_t at = 0; at < kStripe * sizeof(float); at += 64) {
+    if (rows < kRowsComputing) {
+      __builtin_prefetch(p + kAhead + at);
+    } else {
+      __builtin_prefetch(p + kAheadL2 + at, 0, 2);
+      __builtin_prefetch(p + kAheadL1 + at);
+    }
+  }
 }
 
 template <int rows>
@@ -65,8 +85,7 @@ struct F32Loop {
     set_bases(x, ld_bytes, base);
     const float* line = reinterpret_cast<const float*>(stripe);
     for (int64_t i = 0; i < k; ++i, line += kPanel) {
-      __builtin_prefetch(reinterpret_cast<const char*>(line) + kAhead);
-      if (kStripe * sizeof(float) > 64) __builtin_prefetch(reinterpret_cast<const char*>(line) + kAhead + 64);
+      prefetch<rows>(line);
       for (int v = 0; v < kVectors; ++v) w[v] = f32v::load(line + v * f32v::N);
 #pragma GCC unroll 12
       for (int r = 0; r < rows; ++r) accumulate(sum, r, f32v::set(row_of(base, r, ld_bytes)[i]), w);
@@ -113,8 +132,7 @@ struct WidenLoop {
     set_bases(x, ld_bytes, base);
     const uint32_t* line = reinterpret_cast<const uint32_t*>(stripe);
     for (int64_t i = 0; i < k; i += 2, line += kPanel) {
-      __builtin_prefetch(reinterpret_cast<const char*>(line) + kAhead);
-      if (kStripe * sizeof(float) > 64) __builtin_prefetch(reinterpret_cast<const char*>(line) + kAhead + 64);
+      prefetch<rows>(line);
       for (int v = 0; v < kVectors; ++v) w[v] = first_of_pair(line + v * f32v::N);
 #pragma GCC unroll 12
       for (int r = 0; r < rows; ++r) accumulate(sum, r, f32v::set(row_of(base, r, ld_bytes)[i]), w);
@@ -140,8 +158,7 @@ struct DotLoop {
     set_bases(x, ld_bytes, base);
     const char* line = stripe;
     for (int64_t i = 0; i < k; i += 2, line += kPanel * 4) {
-      __builtin_prefetch(line + kAhead);
-      __builtin_prefetch(line + kAhead + 64);
+      prefetch<rows>(line);
       const __m512bh w0 = (__m512bh)_mm512_loadu_si512(line), w1 = (__m512bh)_mm512_loadu_si512(line + 64);
 #pragma GCC unroll 12
       for (int r = 0; r < rows; ++r) {
