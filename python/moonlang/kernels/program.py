@@ -16,6 +16,8 @@ from sgl_kernel import moe
 from sgl_kernel.program import PackedWeight, Program
 from torch import Tensor
 
+from moonlang.kernels.packing import pack
+
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -87,6 +89,8 @@ class Builder:
         self._other_bytes = 0
         self._ops: list[_Op] = []
         self._head: Callable[[Program, int], None] | None = None
+        self._head_parameter: Tensor | None = None
+        self._head_weight: PackedWeight | None = None
         self._hidden: Value | None = None
 
     @property
@@ -109,9 +113,7 @@ class Builder:
     def _pack(self, parts: list[Any], *, gated: bool = False, kind: str | None = None) -> PackedWeight:
         if self.dtype not in _KINDS:
             self.refuse(f"the kernels keep no weights in {self.dtype}")
-        if not all(isinstance(part, Tensor) for part in parts):
-            self.refuse("there are no kernels for quantised weights")
-        return sgl_kernel.pack(parts, kind=kind or _KINDS[self.dtype], gated=gated, arena=self._arena)
+        return pack(parts, kind=kind or _KINDS[self.dtype], gated=gated, arena=self._arena)
 
     def _kernel_act(self, act: str) -> str:
         if act not in ACTIVATIONS:
@@ -127,11 +129,20 @@ class Builder:
         return NormWeight(self.vector(parameter, self._torch_dtype if form == "llama" else None), eps, form)
 
     def embed(self, parameter: Tensor, scale: float | None) -> Value:
-        """The rows of the parameter [V, M] that the input ids name, times `scale`."""
-        parts = self._parts(parameter)
-        table = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).to(self._torch_dtype)
-        self._other_bytes += table.nbytes
-        return self._add((), table.shape[1], lambda program, _, out: program.embed(out, table, scale or 1.0))
+        """The rows of the parameter [V, M] that the input ids name, times `scale`.
+
+        A head over the same parameter serves as the table too, unless it is quantised.
+        """
+
+        def emit(program: Program, ids: Sequence[int], out: int) -> None:
+            shared = self._head_weight if self._head_parameter is parameter else None
+            if shared is not None and shared.kind == _KINDS[self.dtype]:
+                return program.embed_packed(out, shared, scale or 1.0)
+            table = torch.cat([part.to(self._torch_dtype) for part in self._parts(parameter)])
+            self._other_bytes += table.nbytes
+            program.embed(out, table, scale or 1.0)
+
+        return self._add((), parameter.shape[1], emit)
 
     def norm(self, x: Value, norm: NormWeight, residual: Value | None = None) -> Value:
         """norm(x) (+ residual)."""
@@ -241,7 +252,7 @@ class Builder:
     def head(self, x: Value, parameter: Tensor, softcap: float | None) -> None:
         """The program's end: its hidden states x, and the matrix [V, M] that makes logits of them."""
         weight = self.matrix(parameter)
-        self._hidden = x
+        self._hidden, self._head_parameter, self._head_weight = x, parameter, weight
         self._head = lambda program, buffer: program.head(buffer, weight, softcap or 0.0)
 
     def finish(self, *, heads: int, kv_heads: int, head_dim: int) -> Program:
@@ -257,6 +268,7 @@ class Builder:
             ids = [_NONE if value is None else places.of[value] for value in op.inputs]
             op.emit(program, ids, places.of[op.output])
         self._head(program, places.of[hidden])
+        self._ops.clear()  # they refer to this builder: without them its memory, and the mapped checkpoint, go at once
         return program
 
     def _add(

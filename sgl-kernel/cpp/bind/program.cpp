@@ -71,6 +71,15 @@ class Writer {
     program_.add(std::make_unique<ml::EmbedOp>(out, share(table), dtype(), matrix.rows, matrix.columns, scale));
   }
 
+  void embed_packed(int out, const ml::PackedWeight& table, float scale) {
+    const bool same = dtype() == ml::DType::f32 ? table.kind == ml::WeightKind::f32
+                                                : dtype() == ml::DType::bf16 && table.kind == ml::WeightKind::bf16;
+    if (!same || table.gated) refuse("table: must be packed in the program's dtype, and not gated");
+    define(out, table.k);
+    if (values_[size_t(out)].kept) refuse("embed: every token has an id, not only the kept ones");
+    program_.add(std::make_unique<ml::PackedEmbedOp>(out, table, scale));
+  }
+
   void norm(int x, int out, const ReadArray& weight, float eps, const std::string& form, bool added) {
     const int64_t dim = columns(x);
     const ml::NormForm chosen = form_named(form);
@@ -217,6 +226,7 @@ ML_BIND(program) {
       .def(nb::init<const std::string&, int, int, int>(), nb::kw_only(), "dtype"_a, "heads"_a, "kv_heads"_a, "head_dim"_a)
       .def("buffer", &Writer::buffer, "columns"_a, "kept"_a)
       .def("embed", &Writer::embed, "out"_a, "table"_a, "scale"_a)
+      .def("embed_packed", &Writer::embed_packed, "out"_a, "table"_a, "scale"_a)
       .def("norm", &Writer::norm, "x"_a, "out"_a, "weight"_a, "eps"_a, "form"_a, "added"_a)
       .def("linear", &Writer::linear, "x"_a, "out"_a, "weight"_a, "bias"_a.none(), "residual"_a, "act"_a)
       .def("experts", &Writer::experts, "x"_a, "out"_a, "moe"_a, "residual"_a)

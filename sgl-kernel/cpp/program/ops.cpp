@@ -4,15 +4,53 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "base/pool.h"
 #include "ops/softcap.h"
 
 namespace ml {
 
-void EmbedOp::run(Step& step) const {
+namespace {
+
+void check_ids(const Step& step, int64_t vocabulary) {
   for (int64_t id : step.ids) {
-    if (id < 0 || id >= rows_) throw std::out_of_range("an input id is not in the vocabulary");
+    if (id < 0 || id >= vocabulary) throw std::out_of_range("an input id is not in the vocabulary");
   }
+}
+
+/// Row `row` of a packed matrix, times scale. T: bf16 or float, what the weight and `out` hold. See ops/pack.h for the
+/// layout.
+template <class T>
+void unpack_row(const PackedWeight& w, int64_t row, float scale, T* out) {
+  constexpr int64_t kGroup = sizeof(T) == 2 ? 2 : 1;  // numbers of K that lie side by side
+  const T* at = reinterpret_cast<const T*>(w.panel(row / kPanel)) + row % kPanel * kGroup;
+  for (int64_t k = 0; k < w.k; k += kGroup, at += kPanel * kGroup) {
+    for (int64_t i = 0; i < kGroup && k + i < w.k; ++i) from_f32(to_f32(at[i]) * scale, out + k + i);
+  }
+}
+
+}  // namespace
+
+void EmbedOp::run(Step& step) const {
+  check_ids(step, rows_);
   embedding({type_, scale_, columns_, table_.data, columns_, step.ids.data(), step.at(out_), columns_}, step.tokens());
+}
+
+void PackedEmbedOp::run(Step& step) const {
+  check_ids(step, table_.n);
+  constexpr int64_t kTaskElements = 16 * 1024;  // some 20 microseconds: every pair of numbers is on a line of its own
+  const int64_t per_task = std::max<int64_t>(1, kTaskElements / table_.k), tokens = step.tokens();
+  const auto rows = [&](int64_t task) {
+    for (int64_t t = task * per_task; t < std::min(tokens, (task + 1) * per_task); ++t) {
+      const int64_t id = step.ids[size_t(t)];
+      if (table_.kind == WeightKind::bf16) {
+        unpack_row(table_, id, scale_, static_cast<bf16*>(step.at(out_)) + t * table_.k);
+      } else {
+        unpack_row(table_, id, scale_, static_cast<float*>(step.at(out_)) + t * table_.k);
+      }
+    }
+  };
+  if (tokens <= per_task) return rows(0);
+  parallel(ceil_div(tokens, per_task), rows);
 }
 
 void NormOp::run(Step& step) const {

@@ -36,6 +36,19 @@ class EmbedOp : public Op {
   float scale_;
 };
 
+/// The same from a packed matrix (f32 or bf16, not gated), so that a model whose head is its embedding holds it once.
+class PackedEmbedOp : public Op {
+ public:
+  PackedEmbedOp(int out, PackedWeight table, float scale) : out_(out), table_(std::move(table)), scale_(scale) {}
+  const char* name() const override { return "embed"; }
+  void run(Step& step) const override;
+
+ private:
+  int out_;
+  PackedWeight table_;
+  float scale_;
+};
+
 /// out = norm(x), or out += norm(x) when `added`.
 class NormOp : public Op {
  public:
