@@ -27,7 +27,7 @@ def right() -> bool:
     return torch.allclose(y, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 8, 1])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_any_number_of_threads(threads):
     kernels.set_threads(threads)
     assert kernels.threads() == threads

@@ -117,6 +117,20 @@ PackedWeight restore(const Bytes& bytes, uint64_t expected, const std::string& k
   return w;
 }
 
+/// The checksum of a matrix's elements, row after row, whatever the distance between the rows.
+uint64_t content_checksum(const bind::ReadArray& source, uint64_t seed) {
+  const Matrix m = bind::matrix(source, "weight");
+  const nb::gil_scoped_release released;
+  const int64_t row_bytes = m.columns * bytes_of(m.type);
+  constexpr int64_t kRows = 64;
+  std::vector<uint64_t> sums(static_cast<size_t>(m.rows));
+  parallel(ceil_div(m.rows, kRows), [&](int64_t task) {
+    const int64_t begin = task * kRows, end = begin + kRows < m.rows ? begin + kRows : m.rows;
+    for (int64_t i = begin; i < end; ++i) sums[size_t(i)] = checksum(m.row(i), row_bytes, seed);
+  });
+  return checksum(sums.data(), m.rows * int64_t(sizeof(uint64_t)), seed);
+}
+
 }  // namespace
 
 ML_BIND(gemm) {
@@ -142,5 +156,6 @@ ML_BIND(gemm) {
   m.def(
       "block_checksum", [](const Bytes& bytes) { return copy_checked(bytes.data(), int64_t(bytes.size()), nullptr); },
       "bytes"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("content_checksum", &content_checksum, "source"_a, "seed"_a);
   m.def("gemm", &gemm_arrays, "w"_a, "x"_a, "y"_a, "bias"_a = nb::none(), "residual"_a = nb::none(), "act"_a = "none");
 }
