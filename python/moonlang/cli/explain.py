@@ -20,7 +20,7 @@ _OPERATION = "operation "
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="moonlang explain",
-        description="Show what the flags of `moonlang serve` resolve to and which code computes what, and why. Starts nothing.",
+        description="Show what the flags of `moonlang serve` resolve to, which code computes what, and why.",
         epilog="All other flags are those of `moonlang serve`.",
         allow_abbrev=False,
     )

@@ -19,7 +19,7 @@ def observe() -> HostFacts:
 
 @cache
 def cpu_kernels() -> str:
-    """The instruction set that the installed CPU kernels use here: "avx512", "avx2" or "generic"; "" without kernels."""
+    """The instruction set that the installed CPU kernels use: "avx512", "avx2" or "generic"; "" without kernels."""
     try:
         from sgl_kernel.program import Program  # another package of this name has none
     except ImportError:

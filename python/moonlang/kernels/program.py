@@ -58,7 +58,7 @@ class _Op:
 
 @dataclass(frozen=True, slots=True)
 class NormWeight:
-    """An RMS norm. form "llama": rounded to the dtype, then times weight [n] of that dtype; "gemma": weight in float32."""
+    """An RMS norm. form "llama": rounded, then times weight [n], both in the dtype; "gemma": all in float32."""
 
     weight: Tensor
     eps: float
@@ -66,7 +66,7 @@ class NormWeight:
 
 
 class Parts(Protocol):
-    """The tensors that make up a parameter, one below the other, as they lie in the checkpoint; see model_loader.parts."""
+    """The tensors that make up a parameter, one below the other, as they lie in the checkpoint: model_loader.parts."""
 
     def __call__(self, parameter: Tensor) -> Sequence[Tensor]: ...
 
@@ -137,7 +137,8 @@ class Builder:
         def emit(program: Program, ids: Sequence[int], out: int) -> None:
             shared = self._head_weight if self._head_parameter is parameter else None
             if shared is not None and shared.kind == _KINDS[self.dtype]:
-                return program.embed_packed(out, shared, scale or 1.0)
+                program.embed_packed(out, shared, scale or 1.0)
+                return
             table = torch.cat([part.to(self._torch_dtype) for part in self._parts(parameter)])
             self._other_bytes += table.nbytes
             program.embed(out, table, scale or 1.0)

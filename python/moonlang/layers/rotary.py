@@ -60,7 +60,7 @@ class Rotary:
         return self._cos.index_select(0, positions).unsqueeze(1), self._sin.index_select(0, positions).unsqueeze(1)
 
     def table(self) -> Tensor:
-        """[length, D] float32 on the CPU: the cosines of the first half of a head, then its sines, in model precision."""
+        """[length, D] float32 on the CPU: the cosines of the first half of a head, then its sines; rounded as `at`."""
         with torch.device("cpu"):
             return torch.cat(_cos_sin(*self._recipe), -1).to(self._dtype).float()
 

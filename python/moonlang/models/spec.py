@@ -30,7 +30,7 @@ class CausalModel(nn.Module):
         raise NotImplementedError
 
     def lower(self, build: Builder) -> None:
-        """Write forward and logits down as kernel calls, ending with `build.head`. NotLowerableError when there is no way."""
+        """Write forward and logits down as kernel calls, ending with `build.head`; or call `build.refuse`."""
         build.refuse("its forward is not made of our blocks")
 
 
