@@ -1,9 +1,9 @@
-"""Packed products against this machine's limits, measured in the same run: python bench/gemm.py [--threads 1 2] [--quick]
+"""Packed products against this machine's limits, measured in the same run: bench/gemm.py [--threads 1 2] [--quick]
 
-Weights of each shape fill far more than the caches (at least 256 MB) and are used in turn, as in a decode step. The limit
-of a product is the larger of its memory time (weights at read bandwidth) and its arithmetic time (at the peak of the dot
-product, or of float32). Each figure is the best of several rounds; limits and products take turns, since a shared host's
-memory rate swings.
+Weights of each shape fill far more than the caches (at least 256 MB) and are used in turn, as in a decode step. The
+limit of a product is the larger of its memory time (weights at read bandwidth) and its arithmetic time (at the peak of
+the dot product, or of float32). Each figure is the best of several rounds; limits and products take turns, since a
+shared host's memory rate swings. The figures mean something on an otherwise idle machine only.
 """
 
 import argparse

@@ -18,6 +18,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instruction set in use."""
     sgl_kernel.force_isa(request.param)
     sgl_kernel.set_threads(2)
+    torch.set_num_threads(1)
     torch.manual_seed(zlib.crc32(request.node.name.encode()))
     yield request.param
     sgl_kernel.force_isa(sgl_kernel.detected_isa())

@@ -1,9 +1,9 @@
 """Packed weights on disk, so that a second start does not pack again.
 
 One file per weight: a header, then the packed bytes. The name is the content key: a checksum of the source matrices,
-their shapes and types, the packing and the version of the layout, so a changed weight never finds an old file. Files are
-written beside their place and renamed, mapped when read, and verified while they are copied to huge pages; a damaged
-file is deleted and counts as absent. The folder is bounded: the files unused for longest go first.
+their shapes and types, the packing and the version of the layout, so a changed weight never finds an old file. Files
+are written beside their place and renamed, mapped when read, and verified while they are copied to huge pages; a
+damaged file is deleted and counts as absent. The folder is bounded: the files unused for longest go first.
 """
 
 import os
