@@ -150,6 +150,33 @@ def test_a_token_is_alone(dtype: torch.dtype, gating: dict[str, float]) -> None:
     sgl_kernel.set_threads(threads)
 
 
+@pytest.mark.parametrize("kind", ["int8", "w8a8"])
+def test_quantised_experts_each_with_its_own_order_of_columns(kind: str) -> None:
+    """The same bits as one product per token and expert."""
+    size, inner, dtype = 128, 64, torch.bfloat16
+
+    def quantised(rows: int, columns: int, parts: int) -> object:
+        codes = [torch.randint(-127, 128, (rows, columns), dtype=torch.int8) for _ in range(parts)]
+        scales = [torch.rand(rows, 1) / columns / 20 for _ in range(parts)]
+        order = torch.randperm(columns, dtype=torch.int32) if kind == "int8" else None
+        return sgl_kernel.pack_quantized(codes, scales, kind=kind, group=columns, order=order, gated=parts == 2)
+
+    gate_up, down = [quantised(inner, size, 2) for _ in range(4)], [quantised(size, inner, 1) for _ in range(4)]
+    router = sgl_kernel.pack(torch.randn(4, size), kind="f32")
+    layer = moe.moe(router=router, gate_up=gate_up, down=down, gating=moe.gating(1))
+    x, y = torch.randn(40, size).to(dtype), torch.empty(40, size, dtype=dtype)
+    moe.run_moe(layer, x, y)
+    logits, weights, chosen = torch.empty(40, 4), torch.empty(40, 1), torch.empty(40, 1, dtype=torch.int32)
+    sgl_kernel.gemm(router, x, logits)
+    moe.top_experts(logits, moe.gating(1), weights, chosen)
+    assert len(chosen.unique()) > 1
+    for row, expert in enumerate(chosen.flatten().tolist()):
+        h, z = torch.empty(1, inner, dtype=dtype), torch.empty(1, size, dtype=dtype)
+        sgl_kernel.gemm(gate_up[expert], x[row : row + 1], h, act="silu")
+        sgl_kernel.gemm(down[expert], h, z)
+        assert torch.equal(y[row], (z[0].float() * weights[row]).to(dtype))
+
+
 def test_more_tokens_than_fit_in_the_scratch_memory() -> None:
     layer, x = Layer(32, 16, torch.bfloat16, GATINGS[0]), torch.randn(7000, 32).bfloat16()
     got = layer.run(x)

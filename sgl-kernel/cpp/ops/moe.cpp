@@ -90,22 +90,40 @@ std::vector<Task> cut(const std::vector<PackedWeight>& weights, const std::vecto
   return tasks;
 }
 
-/// Rows of one matrix ready for the kernels of `w`; `out` is used when they have to be converted.
-PreparedRows prepared(const PackedWeight& w, PreparedRows x, int64_t rows, char* out) {
-  const TileOps& ops = tile_ops(w);
-  const int64_t bytes = ops.prepared_bytes(w, x.type);
+/// Every expert's places ready for its weight's kernels; `out` is used when they have to be converted. Each expert prepares
+/// its own: a quantised weight may have an order of columns of its own.
+PreparedRows prepared(const std::vector<PackedWeight>& weights, const std::vector<int64_t>& begin, PreparedRows x, char* out) {
+  const int64_t bytes = tile_ops(weights[0]).prepared_bytes(weights[0], x.type);
   if (bytes == 0) return x;
+  std::vector<Task> tasks;
+  for (size_t e = 0; e < weights.size(); ++e) {
+    for (int64_t first = begin[e]; first < begin[e + 1]; first += kTaskRows) {
+      tasks.push_back({int64_t(e), first, std::min(kTaskRows, begin[e + 1] - first), 0, 0});
+    }
+  }
   PreparedRows result{};
-  in_steps(rows, std::max<int64_t>(1, (256 << 10) / bytes), [&](int64_t first, int64_t last) {
-    const PreparedRows done = ops.prepare(w, x.from_row(first), last - first, out + first * bytes);
-    if (first == 0) result = done;
+  parallel(int64_t(tasks.size()), [&](int64_t i) {
+    const Task& t = tasks[size_t(i)];
+    const PackedWeight& w = weights[size_t(t.expert)];
+    const PreparedRows done = tile_ops(w).prepare(w, x.from_row(t.first), t.rows, out + t.first * bytes);
+    if (i == 0) result = done;
   });
   return result;
 }
 
-int64_t row_bytes(const PackedWeight& w, DType type) {
-  const int64_t bytes = tile_ops(w).prepared_bytes(w, type);
-  return bytes > 0 ? bytes : w.k * bytes_of(type);
+/// Bytes of `places` prepared rows.
+int64_t prepared_size(const std::vector<PackedWeight>& weights, DType type, int64_t places) {
+  return places * tile_ops(weights[0]).prepared_bytes(weights[0], type);
+}
+
+bool prepared_alike(const std::vector<PackedWeight>& weights) {
+  for (const PackedWeight& w : weights) {
+    for (DType type : {DType::f32, DType::bf16, DType::f16}) {
+      const PackedWeight& first = weights[0];
+      if (tile_ops(w).prepared_bytes(w, type) != tile_ops(first).prepared_bytes(first, type)) return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
@@ -147,6 +165,7 @@ Moe::Moe(MoeWeights weights, const Gating& gating, Activation act)
              down[size_t(e)].kind == down[0].kind,
          "all experts have one shape and one kind of weight");
   }
+  need(prepared_alike(gate_up) && prepared_alike(down), "all experts have one kind of columns");
 }
 
 void Moe::run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* residual, int64_t ld_residual, DType type,
@@ -170,11 +189,9 @@ void Moe::run_part(const Part& part) const {
   const auto& [router, bias, gate_up, down, shared, shared_gate] = weights_;
   const int64_t rows = part.rows, per_token = gating_.experts_per_token, places = rows * per_token;
   const int64_t size = router.k, inner = down[0].k, bytes = bytes_of(part.type);
-  const int64_t x_bytes = row_bytes(gate_up[0], part.type), h_bytes = row_bytes(down[0], part.type);
-
   float *logits = nullptr, *weights = nullptr, *shared_logits = nullptr;
   int32_t* chosen = nullptr;
-  char *x_ready = nullptr, *sorted = nullptr, *h = nullptr, *h_ready = nullptr, *z = nullptr, *common = nullptr;
+  char *sorted = nullptr, *x_ready = nullptr, *h = nullptr, *h_ready = nullptr, *z = nullptr, *common = nullptr;
   Order order{};
   const auto share_out = [&](Pieces pieces) {
     logits = pieces.take<float>(rows * router.n);
@@ -182,10 +199,10 @@ void Moe::run_part(const Part& part) const {
     chosen = pieces.take<int32_t>(places);
     order.token = pieces.take<int32_t>(places);
     order.place = pieces.take<int32_t>(places);
-    x_ready = pieces.take<char>(rows * x_bytes);
-    sorted = pieces.take<char>(places * x_bytes);
+    sorted = pieces.take<char>(places * size * bytes);
+    x_ready = pieces.take<char>(prepared_size(gate_up, part.type, places));
     h = pieces.take<char>(places * inner * bytes);
-    h_ready = pieces.take<char>(places * h_bytes);
+    h_ready = pieces.take<char>(prepared_size(down, part.type, places));
     z = pieces.take<char>(places * size * bytes);
     if (!shared.empty()) common = pieces.take<char>(rows * (shared[1].k + size) * bytes);
     if (!shared_gate.empty()) shared_logits = pieces.take<float>(rows);
@@ -197,25 +214,29 @@ void Moe::run_part(const Part& part) const {
   order.sort(chosen, rows, per_token, router.n);
   const auto& begin = order.begin;
 
-  // Each expert's rows of x side by side. A single row is read where it is.
-  const PreparedRows x = prepared(gate_up[0], {part.x, part.type, part.ldx * bytes}, rows, x_ready);
-  in_steps(places, std::max<int64_t>(1, (256 << 10) / x_bytes), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      if (rows > 1) std::memcpy(sorted + i * x_bytes, x.from_row(order.token[i]).data, size_t(x_bytes));
-    }
-  });
-  const PreparedRows by_expert{sorted, x.type, x_bytes};
+  // Each expert's rows of x side by side. A single one is all there is: every expert reads it where it lies.
+  PreparedRows x{part.x, part.type, 0};
+  if (rows > 1) {
+    const PreparedRows given{part.x, part.type, part.ldx * bytes};
+    x = {sorted, part.type, size * bytes};
+    in_steps(places, std::max<int64_t>(1, (256 << 10) / x.ld_bytes), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        std::memcpy(sorted + i * x.ld_bytes, given.from_row(order.token[i]).data, size_t(x.ld_bytes));
+      }
+    });
+  }
+  const PreparedRows x_rows = prepared(gate_up, begin, x, x_ready);
   const Output h_out{h, part.type, inner};
   Epilogue gate;
   gate.act = act_;
   const std::vector<Task> up_tasks = cut(gate_up, begin);
   parallel(int64_t(up_tasks.size()), [&](int64_t i) {
     const Task& t = up_tasks[size_t(i)];
-    gemm_panels(gate_up[size_t(t.expert)], t.panel, t.last_panel, rows > 1 ? by_expert.from_row(t.first) : x, t.rows,
+    gemm_panels(gate_up[size_t(t.expert)], t.panel, t.last_panel, x_rows.from_row(t.first), t.rows,
                 h_out.from_row(t.first), gate);
   });
 
-  const PreparedRows h_rows = prepared(down[0], {h, part.type, inner * bytes}, places, h_ready);
+  const PreparedRows h_rows = prepared(down, begin, {h, part.type, inner * bytes}, h_ready);
   const Output z_out{z, part.type, size};
   const std::vector<Task> down_tasks = cut(down, begin);
   parallel(int64_t(down_tasks.size()), [&](int64_t i) {
