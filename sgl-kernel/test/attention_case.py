@@ -15,7 +15,7 @@ POISON = float("nan")
 
 @dataclass(kw_only=True)
 class Case:
-    """A batch of rows (start, length) with random numbers. Unused places of the pool hold NaN where the type has one."""
+    """A batch of rows (start, length) of random numbers. Unused places of the pool are NaN where the type has one."""
 
     rows: list[tuple[int, int]]
     q_heads: int = 4
@@ -76,7 +76,15 @@ class Case:
             value_dim=self.dim,
             window=self.window,
         )
-        attend(plan, q, KvPages(self.buffer, self.layer), out, scale=self.scale, softcap=self.softcap, sinks=self.sink_scores)
+        attend(
+            plan,
+            q,
+            KvPages(self.buffer, self.layer),
+            out,
+            scale=self.scale,
+            softcap=self.softcap,
+            sinks=self.sink_scores,
+        )
         return out.view(-1, self.q_heads, self.dim)
 
     def row_kv(self, row: int, end: int) -> tuple[np.ndarray, np.ndarray]:

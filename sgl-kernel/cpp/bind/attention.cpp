@@ -54,7 +54,7 @@ void attend(Plan& plan, const ReadArray& q, const ml::bind::KvPages& kv, const A
   const auto x = ml::bind::matrix(q, "q"), y = ml::bind::matrix(out, "out");
   const ml::AttendShape& shape = plan.plan.shape();
   const int q_heads = shape.heads * shape.group;
-  check_tokens(x, "q", plan.plan.tokens(), int64_t{q_heads} * kv.view.key_dim, y.type);
+  check_tokens(x, "q", plan.plan.tokens(), int64_t{q_heads} * kv.view.key_dim, x.type);
   check_tokens(y, "out", plan.plan.tokens(), int64_t{q_heads} * kv.view.value_dim, x.type);
   ml::AttendCall call{};
   call.kv = kv.view;

@@ -14,7 +14,7 @@ bool pairs(const AttendCall& call) {
 
 template <class A, class T>
 Reader<A> reader_of() {
-  return {pack_keys<A, T>, pack_values<A, T>};
+  return {pack_keys<A, T>, pack_values<A, T>, direct_of<A, T>()};
 }
 
 Reader<FmaArith> fma_reader(DType type) {

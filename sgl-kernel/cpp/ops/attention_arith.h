@@ -131,6 +131,10 @@ struct DotArith {
     if (left >= 32) return _mm512_loadu_si512(row);
     return _mm512_maskz_loadu_epi16((1u << left) - 1u, row);
   }
+  static ML_INLINE Wide row_units(const fp8_e4m3* row, int left) {
+    const __mmask32 there = left >= 32 ? __mmask32(~0u) : __mmask32((1u << left) - 1u);
+    return from_e4m3(_mm256_maskz_loadu_epi8(there, row));
+  }
   template <class T>
   static ML_INLINE Wide row_units(const T* row, int left) {
     if (left >= 32) return join(f32v::load(row), f32v::load(row + 16));
@@ -149,6 +153,21 @@ struct DotArith {
   static ML_INLINE void pack_weights(const f32v (&p)[kPair], Unit* out) { store(out, join(p[0], p[1])); }
 
  private:
+  /// Four exponent bits and three of mantissa stand where bf16 has them after a shift; the bias differs by 120. Subnormals
+  /// come from a table, 0x7f is NaN.
+  static ML_INLINE Wide from_e4m3(__m256i bytes) {
+    const __m512i wide = _mm512_cvtepu8_epi16(bytes);
+    const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));
+    const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(wide, _mm512_set1_epi16(0x80)), 8);
+    const __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
+    const __mmask32 small = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
+    // bf16 of 0, 1, .. 7 times 2^-9.
+    const __m512i tiny = _mm512_set4_epi32(0x3c603c40, 0x3c203c00, 0x3bc03b80, 0x3b000000);
+    const __m512i value = _mm512_mask_permutexvar_epi16(normal, small, magnitude, tiny);
+    const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+    return _mm512_or_si512(sign, _mm512_mask_mov_epi16(value, nan, _mm512_set1_epi16(0x7fc0)));
+  }
+
   /// Words first, first of b, first + 1, first + 1 of b, ...
   static ML_INLINE __m512i zip_index(int first) {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);

@@ -4,6 +4,7 @@
 
 #include "base/span.h"
 #include "ops/attention.h"
+#include "ops/attention_direct.h"
 #include "ops/attention_pack.h"
 
 namespace ml::ML_ISA {
@@ -13,6 +14,7 @@ template <class A>
 struct Reader {
   void (*keys)(const char* const* rows, int begin, int end, int dim, typename A::Unit* out);
   void (*values)(const char* const* rows, int begin, int end, int dim, typename A::Unit* out);
+  const Direct<A>* direct;  // [kTileRows], by count of rows, for few rows; or null
 };
 
 /// Running result of one query row: largest scaled score and sum of weights so far.
@@ -78,7 +80,7 @@ struct ItemMemory {
   RowState* states;
   int64_t* tokens;
   int32_t* positions;
-  const char **key_rows, **value_rows;
+  const char **key_rows, **value_rows, **next_rows;
   char* zeros;  // a row outside of what anybody sees
 
   ItemMemory(const AttendCall& call, char* base) {
@@ -100,6 +102,7 @@ struct ItemMemory {
     take(base, positions, call.most_queries);
     take(base, key_rows, kBlockTokens);
     take(base, value_rows, kBlockTokens);
+    take(base, next_rows, kAhead);
     take(base, zeros, zero_bytes);
   }
 
@@ -214,9 +217,13 @@ class ItemRun {
     }
     if (all.low >= all.high) return;
     find_rows(segment, block, all);
-    const int begin = all.low / kPanel * kPanel, end = int(round_up(all.high, kHalf));
-    reader_.keys(memory_.key_rows, begin, end, kv_.key_dim, memory_.keys);
-    reader_.values(memory_.value_rows, begin, end, kv_.value_dim, memory_.values);
+    direct_ = reader_.direct != nullptr && last - first <= kTileRows;
+    if (direct_) find_next(segment, block + 1);
+    if (!direct_) {
+      const int begin = all.low / kPanel * kPanel, end = int(round_up(all.high, kHalf));
+      reader_.keys(memory_.key_rows, begin, end, kv_.key_dim, memory_.keys);
+      reader_.values(memory_.value_rows, begin, end, kv_.value_dim, memory_.values);
+    }
     for (int64_t row = first; row < last;) {
       int count = 0;
       while (count < kTileRows && row + count < last && visible(row + count, block)) ++count;
@@ -228,7 +235,12 @@ class ItemRun {
   /// Addresses of the block's keys and values, and their scales. Nobody sees what lies outside of `seen`: zeros stand there,
   /// since those pages may hold anything, and 0 times NaN is NaN.
   void find_rows(const AttendSegment& segment, int block, RowRange seen) {
-    for (int key = 0; key < kBlockTokens; ++key) memory_.key_rows[key] = memory_.value_rows[key] = memory_.zeros;
+    const int begin = seen.low / kPanel * kPanel, end = int(round_up(seen.high, kHalf));
+    const auto hide = [&](int from, int to) {
+      for (int key = from; key < to; ++key) memory_.key_rows[key] = memory_.value_rows[key] = memory_.zeros;
+    };
+    hide(begin, seen.low);
+    hide(seen.high, end);
     const char* base = kv_.base + head_ * kv_.head_stride;
     int key = seen.low;
     while (key < seen.high) {
@@ -240,12 +252,24 @@ class ItemRun {
         memory_.value_rows[key] = from + kv_.value_offset + offset * kv_.token_stride;
       }
     }
-    if (kv_.inline_scales) read_scales();
+    if (kv_.inline_scales) read_scales(begin, end);
   }
 
-  void read_scales() {
+  /// The first keys of the next block: they are fetched while the values of this one are used.
+  void find_next(const AttendSegment& segment, int block) {
+    const int begin = block * kBlockTokens, end = segment.start + segment.count;
+    next_count_ = 0;
+    if (block >= item_.block_end) return;
+    const char* base = kv_.base + kv_.key_offset + head_ * kv_.head_stride;
+    for (int position = begin; position < end && next_count_ < kAhead; ++position) {
+      const int page = position / kv_.page_tokens, offset = position % kv_.page_tokens;
+      memory_.next_rows[next_count_++] = base + segment.pages[page] * kv_.page_stride + offset * kv_.token_stride;
+    }
+  }
+
+  void read_scales(int begin, int end) {
     const int64_t size = bytes_of(kv_.type);
-    for (int key = 0; key < kBlockTokens; ++key) {
+    for (int key = begin; key < end; ++key) {
       __builtin_memcpy(memory_.key_scale + key, memory_.key_rows[key] + kv_.key_dim * size, sizeof(float));
       __builtin_memcpy(memory_.value_scale + key, memory_.value_rows[key] + kv_.value_dim * size, sizeof(float));
     }
@@ -274,7 +298,12 @@ class ItemRun {
     }
     const int begin = all.low / kPanel * kPanel, end = int(round_up(all.high, kHalf));
     const Unit* queries = memory_.queries + row * memory_.ldq;
-    tile_scores<A, R>(queries, memory_.ldq, memory_.keys, int(memory_.steps), begin, end, memory_.scores);
+    if (direct_) {
+      const RowList keys = {memory_.key_rows, kv_.key_dim, memory_.value_rows + begin, end - begin};
+      reader_.direct[R - 1].scores(queries, memory_.ldq, keys, begin, end, memory_.scores);
+    } else {
+      tile_scores<A, R>(queries, memory_.ldq, memory_.keys, int(memory_.steps), begin, end, memory_.scores);
+    }
     RowState states[R];
     for (int r = 0; r < R; ++r) {
       states[r].top = soften<A>(rule_, ranges[r], begin, end, memory_.scores + r * kBlockTokens,
@@ -283,8 +312,13 @@ class ItemRun {
     RowMerge merge[R];
     if (item_.whole) merge_states(states, R, memory_.states + row, merge);
     float* outputs = memory_.outputs + row * memory_.dims;
-    tile_values<A, R>(memory_.weights, memory_.values, begin, end, int(memory_.dims), item_.whole ? merge : nullptr, outputs,
-                      memory_.dims);
+    const RowMerge* how = item_.whole ? merge : nullptr;
+    if (direct_) {
+      const RowList values = {memory_.value_rows, kv_.value_dim, memory_.next_rows, next_count_};
+      reader_.direct[R - 1].values(memory_.weights, values, begin, end, how, outputs, memory_.dims);
+    } else {
+      tile_values<A, R>(memory_.weights, memory_.values, begin, end, int(memory_.dims), how, outputs, memory_.dims);
+    }
     if (!item_.whole) leave(row, R, block, states);
   }
 
@@ -318,6 +352,8 @@ class ItemRun {
   ItemMemory<A> memory_;
   ScoreRule rule_;
   int64_t rows_ = 0;
+  bool direct_ = false;
+  int next_count_ = 0;
 };
 
 }  // namespace ml::ML_ISA

@@ -58,6 +58,28 @@ ML_INLINE void multiply(const typename A::Unit* a, int64_t lda, const typename A
   }
 }
 
+/// How a block's values enter a row: out = out * keep + values * add.
+struct RowMerge {
+  float keep, add;
+};
+
+/// Takes the products of one block and some lanes into R output rows of `ldo` floats; merge null: writes them bare.
+template <int R, int C>
+ML_INLINE void put_values(const f32v (&sums)[R][C], const RowMerge* merge, float* out, int64_t ldo) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      float* to = out + r * ldo + c * kLanes;
+      if (merge == nullptr) {
+        sums[r][c].store(to);
+      } else {
+        fma(f32v::load(to), f32v::set(merge[r].keep), sums[r][c] * f32v::set(merge[r].add)).store(to);
+      }
+    }
+  }
+}
+
 /// How raw scores become weights; the same for all rows of a call and head.
 struct ScoreRule {
   float scale;             // times log2 e when there is no softcap: scores are then used as they come
@@ -76,25 +98,19 @@ struct RowRange {
 template <class A, int R>
 ML_INLINE void tile_scores(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps, int begin, int end,
                            float* scores) {
+  const auto columns = [&](auto& sums, int at) {
+    constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
+    multiply<A, R, C>(q, ldq, keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel, steps, sums);
+    put_values<R, C>(sums, nullptr, scores + at, kBlockTokens);
+    return at + C * kLanes;
+  };
   for (int at = begin; at < end;) {
-    const typename A::Unit* panel = keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel;
-    const auto put = [&](auto& sums) {
-      constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) sums[r][c].store(scores + r * kBlockTokens + at + c * kLanes);
-      }
-      at += C * kLanes;
-    };
     if (at % kPanel == 0 && end - at >= kPanel) {
       f32v sums[R][kTileCols];
-      multiply<A, R, kTileCols>(q, ldq, panel, steps, sums);
-      put(sums);
+      at = columns(sums, at);
     } else {
       f32v sums[R][2];
-      multiply<A, R, 2>(q, ldq, panel, steps, sums);
-      put(sums);
+      at = columns(sums, at);
     }
   }
 }
@@ -122,27 +138,23 @@ ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end
   for (int j = range.high; j < end; ++j) scores[j] = kHidden;
   f32v top = f32v::set(kLowest);
   for (int j = begin; j < end; j += kLanes) top = max(top, f32v::load(scores + j));
-  const float largest = max(top) * rule.scale;
-  const f32v scale = f32v::set(rule.scale), shift = f32v::set(-largest);
+  const float largest = max(top);
+  // The difference first: scale * score - scale * largest, fused, could be above 0 by a rounding of a huge product.
+  const f32v scale = f32v::set(rule.scale), shift = f32v::set(largest);
   f32v sum_of = f32v::zero();
   for (int j = begin; j < end; j += A::kPair * kLanes) {
     f32v p[A::kPair];
 #pragma GCC unroll 2
     for (int i = 0; i < A::kPair; ++i) {
-      p[i] = exp2(fma(f32v::load(scores + j + i * kLanes), scale, shift));
+      p[i] = exp2((f32v::load(scores + j + i * kLanes) - shift) * scale);
       sum_of += p[i];
       if (rule.value_scale != nullptr) p[i] *= f32v::load(rule.value_scale + j + i * kLanes);
     }
     A::pack_weights(p, weights + j / A::kPair);
   }
   *total = sum(sum_of);
-  return largest;
+  return largest * rule.scale;
 }
-
-/// How a block's values enter a row: out = out * keep + values * add.
-struct RowMerge {
-  float keep, add;
-};
 
 /// Weights of keys [begin, end) times packed values -> out: R rows of `ldo` floats, `dims` of them (a multiple of kHalf).
 /// merge: R entries, or null to write the bare product.
@@ -151,32 +163,20 @@ ML_INLINE void tile_values(const typename A::Unit* weights, const typename A::Un
                            const RowMerge* merge, float* out, int64_t ldo) {
   constexpr int kSteps = kBlockTokens / A::kPair;
   const int first = begin / A::kPair, steps = (end - begin) / A::kPair;
-  for (int at = 0; at < dims;) {
+  const auto columns = [&](auto& sums, int at) {
+    constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
     const typename A::Unit* panel = values + (int64_t{at / kPanel} * kSteps + first) * kPanel + at % kPanel;
-    const auto put = [&](auto& sums) {
-      constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) {
-          float* to = out + r * ldo + at + c * kLanes;
-          if (merge == nullptr) {
-            sums[r][c].store(to);
-          } else {
-            fma(f32v::load(to), f32v::set(merge[r].keep), sums[r][c] * f32v::set(merge[r].add)).store(to);
-          }
-        }
-      }
-      at += C * kLanes;
-    };
+    multiply<A, R, C>(weights + first, kSteps, panel, steps, sums);
+    put_values<R, C>(sums, merge, out + at, ldo);
+    return at + C * kLanes;
+  };
+  for (int at = 0; at < dims;) {
     if (at % kPanel == 0 && dims - at >= kPanel) {
       f32v sums[R][kTileCols];
-      multiply<A, R, kTileCols>(weights + first, kSteps, panel, steps, sums);
-      put(sums);
+      at = columns(sums, at);
     } else {
       f32v sums[R][2];
-      multiply<A, R, 2>(weights + first, kSteps, panel, steps, sums);
-      put(sums);
+      at = columns(sums, at);
     }
   }
 }

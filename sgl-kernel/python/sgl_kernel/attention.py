@@ -43,8 +43,8 @@ class KvPages:
 class AttendPlan:
     """Who computes what for the rows of one forward; layers of one window size share it.
 
-    Row i has lengths[i] queries at positions starts[i] and on, whose keys are in the pages already. Rows that begin with
-    the same pages read them together.
+    Row i has lengths[i] queries at positions starts[i] and on, whose keys are in the pages already. Rows that begin
+    with the same pages read them together.
     """
 
     __slots__ = ("_plan",)
@@ -86,8 +86,9 @@ class AttendPlan:
 def attend(
     plan: AttendPlan, q: Any, kv: KvPages, out: Any, *, scale: float, softcap: float = 0.0, sinks: Any = None
 ) -> None:
-    """out = softmax(scale * q k^T) v over the keys that each query may see: those at its position and before, and with a
-    window w only the last w of them.
+    """out = softmax(scale * q k^T) v over the keys that each query may see.
+
+    Those are the ones at its position and before, and with a window w only the last w of them.
 
     q: [T, H * key_dim], out: [T, H * value_dim] of one dtype (float32, bfloat16, float16), rows any distance apart.
     softcap c: scores are c * tanh(s / c). sinks: [H] float32, scores of one more key per head that has no value.
