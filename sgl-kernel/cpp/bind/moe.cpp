@@ -81,20 +81,21 @@ void choose(const ReadArray& logits_array, const Gating& gating, const std::opti
 
 ML_BIND(moe) {
   nb::class_<Gating>(m, "Gating")
-      .def("__init__",
-           [](Gating* self, int64_t experts_per_token, bool normalise, bool sigmoid, float scale, int64_t groups,
-              int64_t groups_kept) {
-             new (self) Gating(gating_of(experts_per_token, normalise, sigmoid, scale, groups, groups_kept));
-           },
-           "experts_per_token"_a, "normalise"_a, "sigmoid"_a, "scale"_a, "groups"_a, "groups_kept"_a);
+      .def(
+          "__init__",
+          [](Gating* self, int64_t experts_per_token, bool normalise, bool sigmoid, float scale, int64_t groups,
+             int64_t groups_kept) {
+            new (self) Gating(gating_of(experts_per_token, normalise, sigmoid, scale, groups, groups_kept));
+          },
+          "experts_per_token"_a, "normalise"_a, "sigmoid"_a, "scale"_a, "groups"_a, "groups_kept"_a);
   nb::class_<Moe>(m, "Moe").def_prop_ro("size", &Moe::size);
   m.def(
       "moe",
       [](const PackedWeight& router, std::vector<float> bias, std::vector<PackedWeight> gate_up,
          std::vector<PackedWeight> down, std::vector<PackedWeight> shared, std::vector<PackedWeight> shared_gate,
          const Gating& gating, const std::string& act) {
-        MoeWeights weights{router, std::move(bias), std::move(gate_up), std::move(down), std::move(shared),
-                           std::move(shared_gate)};
+        MoeWeights weights{router,          std::move(bias),   std::move(gate_up),
+                           std::move(down), std::move(shared), std::move(shared_gate)};
         return Moe(std::move(weights), gating, gate_named(act));
       },
       "router"_a, "bias"_a, "gate_up"_a, "down"_a, "shared"_a, "shared_gate"_a, "gating"_a, "act"_a);

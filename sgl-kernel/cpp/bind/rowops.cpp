@@ -1,12 +1,13 @@
 // Norms, gated activations and the embedding.
-#include "bind/arrays.h"
-#include "bind/module.h"
 #include "ops/rowops.h"
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <optional>
+
+#include "bind/arrays.h"
+#include "bind/module.h"
 
 using namespace nanobind::literals;
 using ml::DType;
@@ -29,8 +30,8 @@ void same_rows(const Matrix& a, const Matrix& b, const char* what) {
   if (a.rows != b.rows || a.type != b.type) refuse(std::string(what) + " must have as many rows, and one element type");
 }
 
-void rms_norm(const ReadArray& x_array, const ReadArray& weight, float eps, bool gemma, const std::optional<Array>& y_array,
-              const std::optional<Array>& residual_array) {
+void rms_norm(const ReadArray& x_array, const ReadArray& weight, float eps, bool gemma,
+              const std::optional<Array>& y_array, const std::optional<Array>& residual_array) {
   const Matrix x = matrix(x_array, "x");
   const DType type = checked_float(x.type, "x");
   if (!y_array && !residual_array) refuse("give y, residual or both");

@@ -53,10 +53,11 @@ void log_probabilities(const ReadArray& logits_array, const ReadArray& temperatu
                        const Array& id_values_array, const Array& top_ids_array, const Array& top_values_array) {
   const Matrix logits = logits_matrix(logits_array), ids = ml::bind::matrix(ids_array, "ids");
   const Matrix id_values = ml::bind::matrix(id_values_array, "id_values");
-  const Matrix top_ids = ml::bind::matrix(top_ids_array, "top_ids"), tops = ml::bind::matrix(top_values_array, "top_values");
+  const Matrix top_ids = ml::bind::matrix(top_ids_array, "top_ids"),
+               tops = ml::bind::matrix(top_values_array, "top_values");
   const int64_t n = logits.rows;
-  const bool types = ids.type == DType::i64 && id_values.type == DType::f32 && top_ids.type == DType::i32 &&
-                     tops.type == DType::f32;
+  const bool types =
+      ids.type == DType::i64 && id_values.type == DType::f32 && top_ids.type == DType::i32 && tops.type == DType::f32;
   if (!types) refuse("expected ids int64, id_values float32, top_ids int32 and top_values float32");
   if (ids.rows != n || id_values.rows != n || top_ids.rows != n || tops.rows != n) refuse("one row per row of logits");
   if (ids.columns != id_values.columns || top_ids.columns != tops.columns || tops.columns > logits.columns) {

@@ -90,9 +90,31 @@ std::vector<Task> cut(const std::vector<PackedWeight>& weights, const std::vecto
   return tasks;
 }
 
-/// Every expert's places ready for its weight's kernels; `out` is used when they have to be converted. Each expert prepares
-/// its own: a quantised weight may have an order of columns of its own.
-PreparedRows prepared(const std::vector<PackedWeight>& weights, const std::vector<int64_t>& begin, PreparedRows x, char* out) {
+/// Every expert's product with its places; places are rows of x and y.
+void products(const std::vector<PackedWeight>& weights, const std::vector<int64_t>& begin, PreparedRows x,
+              const Output& y, const Epilogue& epilogue) {
+  const std::vector<Task> tasks = cut(weights, begin);
+  parallel(int64_t(tasks.size()), [&](int64_t i) {
+    const Task& t = tasks[size_t(i)];
+    gemm_panels(weights[size_t(t.expert)], t.panel, t.last_panel, x.from_row(t.first), t.rows, y.from_row(t.first),
+                epilogue);
+  });
+}
+
+/// Each expert's rows of x, `bytes` long, side by side in `out`.
+PreparedRows side_by_side(PreparedRows x, const Order& order, int64_t places, int64_t bytes, char* out) {
+  in_steps(places, std::max<int64_t>(1, (256 << 10) / bytes), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      std::memcpy(out + i * bytes, x.from_row(order.token[i]).data, size_t(bytes));
+    }
+  });
+  return {out, x.type, bytes};
+}
+
+/// Every expert's places ready for its weight's kernels; `out` is used when they have to be converted. Each expert
+/// prepares its own: a quantised weight may have an order of columns of its own.
+PreparedRows prepared(const std::vector<PackedWeight>& weights, const std::vector<int64_t>& begin, PreparedRows x,
+                      char* out) {
   const int64_t bytes = tile_ops(weights[0]).prepared_bytes(weights[0], x.type);
   if (bytes == 0) return x;
   std::vector<Task> tasks;
@@ -140,6 +162,13 @@ struct Moe::Part {
   int64_t rows;
 };
 
+/// Where the expert that every token visits leaves its results.
+struct Moe::Shared {
+  char* inner;    // [rows, F]
+  char* out;      // [rows, M]
+  float* logits;  // [rows], of its gate
+};
+
 Moe::Moe(MoeWeights weights, const Gating& gating, Activation act)
     : weights_(std::move(weights)), gating_(gating), act_(act) {
   const auto& [router, bias, gate_up, down, shared, shared_gate] = weights_;
@@ -173,8 +202,8 @@ void Moe::run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* resi
   const int64_t step = std::max<int64_t>(1, kMaxPlaces / gating_.experts_per_token), bytes = bytes_of(type);
   for (int64_t row = 0; row < rows; row += step) {
     run_part({static_cast<const char*>(x) + row * ldx * bytes, ldx, static_cast<char*>(y) + row * ldy * bytes, ldy,
-              residual == nullptr ? nullptr : static_cast<const char*>(residual) + row * ld_residual * bytes, ld_residual,
-              type, std::min(step, rows - row)});
+              residual == nullptr ? nullptr : static_cast<const char*>(residual) + row * ld_residual * bytes,
+              ld_residual, type, std::min(step, rows - row)});
   }
 }
 
@@ -186,15 +215,18 @@ void Moe::route(const Part& part, float* logits, float* weights, int32_t* chosen
 }
 
 void Moe::run_part(const Part& part) const {
-  const auto& [router, bias, gate_up, down, shared, shared_gate] = weights_;
   const int64_t rows = part.rows, per_token = gating_.experts_per_token, places = rows * per_token;
-  const int64_t size = router.k, inner = down[0].k, bytes = bytes_of(part.type);
-  float *logits = nullptr, *weights = nullptr, *shared_logits = nullptr;
+  const int64_t size = weights_.router.k, inner = weights_.down[0].k, bytes = bytes_of(part.type);
+  const auto& gate_up = weights_.gate_up;
+  const auto& down = weights_.down;
+
+  float *logits = nullptr, *weights = nullptr;
   int32_t* chosen = nullptr;
-  char *sorted = nullptr, *x_ready = nullptr, *h = nullptr, *h_ready = nullptr, *z = nullptr, *common = nullptr;
+  char *sorted = nullptr, *x_ready = nullptr, *h = nullptr, *h_ready = nullptr, *z = nullptr;
   Order order{};
+  Shared shared{};
   const auto share_out = [&](Pieces pieces) {
-    logits = pieces.take<float>(rows * router.n);
+    logits = pieces.take<float>(rows * weights_.router.n);
     weights = pieces.take<float>(places);
     chosen = pieces.take<int32_t>(places);
     order.token = pieces.take<int32_t>(places);
@@ -204,60 +236,45 @@ void Moe::run_part(const Part& part) const {
     h = pieces.take<char>(places * inner * bytes);
     h_ready = pieces.take<char>(prepared_size(down, part.type, places));
     z = pieces.take<char>(places * size * bytes);
-    if (!shared.empty()) common = pieces.take<char>(rows * (shared[1].k + size) * bytes);
-    if (!shared_gate.empty()) shared_logits = pieces.take<float>(rows);
+    if (!weights_.shared.empty()) {
+      shared.inner = pieces.take<char>(rows * weights_.shared[1].k * bytes);
+      shared.out = pieces.take<char>(rows * size * bytes);
+      shared.logits = pieces.take<float>(rows);
+    }
     return pieces.used();
   };
   share_out(Pieces(static_cast<char*>(scratch(share_out(Pieces(nullptr)), 2))));
 
   route(part, logits, weights, chosen);
-  order.sort(chosen, rows, per_token, router.n);
-  const auto& begin = order.begin;
-
-  // Each expert's rows of x side by side. A single one is all there is: every expert reads it where it lies.
-  PreparedRows x{part.x, part.type, 0};
-  if (rows > 1) {
-    const PreparedRows given{part.x, part.type, part.ldx * bytes};
-    x = {sorted, part.type, size * bytes};
-    in_steps(places, std::max<int64_t>(1, (256 << 10) / x.ld_bytes), [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        std::memcpy(sorted + i * x.ld_bytes, given.from_row(order.token[i]).data, size_t(x.ld_bytes));
-      }
-    });
-  }
-  const PreparedRows x_rows = prepared(gate_up, begin, x, x_ready);
-  const Output h_out{h, part.type, inner};
+  order.sort(chosen, rows, per_token, weights_.router.n);
+  const PreparedRows given{part.x, part.type, part.ldx * bytes};
+  // A single row is all there is: every expert reads it where it lies.
+  const PreparedRows x =
+      rows == 1 ? PreparedRows{part.x, part.type, 0} : side_by_side(given, order, places, size * bytes, sorted);
   Epilogue gate;
   gate.act = act_;
-  const std::vector<Task> up_tasks = cut(gate_up, begin);
-  parallel(int64_t(up_tasks.size()), [&](int64_t i) {
-    const Task& t = up_tasks[size_t(i)];
-    gemm_panels(gate_up[size_t(t.expert)], t.panel, t.last_panel, x_rows.from_row(t.first), t.rows,
-                h_out.from_row(t.first), gate);
-  });
+  products(gate_up, order.begin, prepared(gate_up, order.begin, x, x_ready), {h, part.type, inner}, gate);
+  const PreparedRows h_rows = prepared(down, order.begin, {h, part.type, inner * bytes}, h_ready);
+  products(down, order.begin, h_rows, {z, part.type, size}, {});
+  run_shared(part, shared);
 
-  const PreparedRows h_rows = prepared(down, begin, {h, part.type, inner * bytes}, h_ready);
-  const Output z_out{z, part.type, size};
-  const std::vector<Task> down_tasks = cut(down, begin);
-  parallel(int64_t(down_tasks.size()), [&](int64_t i) {
-    const Task& t = down_tasks[size_t(i)];
-    gemm_panels(down[size_t(t.expert)], t.panel, t.last_panel, h_rows.from_row(t.first), t.rows,
-                z_out.from_row(t.first), {});
-  });
-
-  char* shared_out = nullptr;
-  if (!shared.empty()) {
-    shared_out = common + rows * shared[1].k * bytes;
-    gemm(shared[0], part.x, part.type, part.ldx, common, part.type, shared[1].k, rows, gate);
-    gemm(shared[1], common, part.type, shared[1].k, shared_out, part.type, size, rows, {});
-    if (shared_logits != nullptr) {
-      gemm(shared_gate[0], part.x, part.type, part.ldx, shared_logits, DType::f32, 1, rows, {});
-    }
-  }
-  const Combine combine{part.type,     size,          per_token,        weights, order.place, z, shared_out,
-                        shared_logits, part.residual, part.ld_residual, part.y,  part.ldy};
+  const float* shared_logits = weights_.shared_gate.empty() ? nullptr : shared.logits;
+  const Combine combine{part.type,  size,          per_token,     weights,          order.place, z,
+                        shared.out, shared_logits, part.residual, part.ld_residual, part.y,      part.ldy};
   in_steps(rows, std::max<int64_t>(1, (64 << 10) / (size * (per_token + 1))),
            [&](int64_t first, int64_t last) { moe_ops().combine(combine, first, last); });
+}
+
+void Moe::run_shared(const Part& part, const Shared& to) const {
+  if (weights_.shared.empty()) return;
+  const PackedWeight &gate_up = weights_.shared[0], &down = weights_.shared[1];
+  Epilogue gate;
+  gate.act = act_;
+  gemm(gate_up, part.x, part.type, part.ldx, to.inner, part.type, down.k, part.rows, gate);
+  gemm(down, to.inner, part.type, down.k, to.out, part.type, down.n, part.rows, {});
+  if (!weights_.shared_gate.empty()) {
+    gemm(weights_.shared_gate[0], part.x, part.type, part.ldx, to.logits, DType::f32, 1, part.rows, {});
+  }
 }
 
 void top_experts(const GatingRows& op, int64_t rows) {

@@ -1,7 +1,7 @@
 // Mixtures of experts: gating, and the experts' products over the tokens that chose them.
 //
-// Gating is that of python/moonlang/moe/topk.py. A token's result is the sum over its experts in the order of its list, and
-// each expert's product has the bits of ops/gemm.h: nothing depends on which tokens share an expert or a batch.
+// Gating is that of python/moonlang/moe/topk.py. A token's result is the sum over its experts in the order of its list,
+// and each expert's product has the bits of ops/gemm.h: nothing depends on which tokens share an expert or a batch.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ struct Gating {
   int64_t groups_kept = 1;
 };
 
-/// Rows [first, last): weights and experts [rows, experts_per_token] from logits [rows, experts]. bias: [experts] or null.
+/// Rows [first, last): weights and experts [rows, experts_per_token] from logits [rows, experts]. bias: [experts] or
+/// null.
 struct GatingRows {
   const Gating* gating;
   const float* logits;
@@ -33,14 +34,15 @@ struct GatingRows {
   int32_t* chosen;
 };
 
-/// y[t] = sum over j of weights[t, j] * z[place[t, j]], then + shared_weight[t] * shared[t], then + residual[t]; one rounding.
+/// y[t] = sum over j of weights[t, j] * z[place[t, j]], then + shared_weight[t] * shared[t], then + residual[t]; one
+/// rounding.
 struct Combine {
   DType type;  // of z, shared, residual and y
   int64_t columns, per_token;
-  const float* weights;  // [T, per_token]
-  const int32_t* place;  // [T, per_token], rows of z
-  const void* z;         // [T * per_token, columns]
-  const void* shared;    // [T, columns] or null
+  const float* weights;        // [T, per_token]
+  const int32_t* place;        // [T, per_token], rows of z
+  const void* z;               // [T * per_token, columns]
+  const void* shared;          // [T, columns] or null
   const float* shared_logits;  // [T]: the shared expert's weight is their sigmoid; null: 1
   const void* residual;        // or null
   int64_t ld_residual;
@@ -55,11 +57,11 @@ struct MoeOps {
 
 /// The weights of one layer.
 struct MoeWeights {
-  PackedWeight router;                // [E, M]
-  std::vector<float> router_bias;     // [E], or empty
-  std::vector<PackedWeight> gate_up;  // per expert [2F, M], gated
-  std::vector<PackedWeight> down;     // per expert [M, F]
-  std::vector<PackedWeight> shared;   // of the expert that every token visits: gate_up, down; or empty
+  PackedWeight router;                    // [E, M]
+  std::vector<float> router_bias;         // [E], or empty
+  std::vector<PackedWeight> gate_up;      // per expert [2F, M], gated
+  std::vector<PackedWeight> down;         // per expert [M, F]
+  std::vector<PackedWeight> shared;       // of the expert that every token visits: gate_up, down; or empty
   std::vector<PackedWeight> shared_gate;  // [1, M], or empty: its weight is 1
 };
 
@@ -68,8 +70,8 @@ class Moe {
   /// Throws std::invalid_argument when the shapes do not go together.
   Moe(MoeWeights weights, const Gating& gating, Activation act);
 
-  /// y = moe(x) + residual. x, y: [rows, M] of `type` (f32, bf16, f16), ld elements apart; residual null: none; y may be the
-  /// residual but not x. Uses scratch slot 2 of the calling thread.
+  /// y = moe(x) + residual. x, y: [rows, M] of `type` (f32, bf16, f16), ld elements apart; residual null: none; y may
+  /// be the residual but not x. Uses scratch slot 2 of the calling thread.
   void run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* residual, int64_t ld_residual, DType type,
            int64_t rows) const;
 
@@ -77,8 +79,10 @@ class Moe {
 
  private:
   struct Part;
+  struct Shared;
   void run_part(const Part& part) const;
   void route(const Part& part, float* logits, float* weights, int32_t* chosen) const;
+  void run_shared(const Part& part, const Shared& to) const;
 
   MoeWeights weights_;
   Gating gating_;

@@ -15,9 +15,8 @@ template <class Body>
 void over_rows(int64_t rows, int64_t dim, Body body) {
   const int64_t per_task = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, dim));
   if (rows <= per_task) return body(int64_t{0}, rows);
-  parallel(ceil_div(rows, per_task), [&](int64_t task) {
-    body(task * per_task, std::min(rows, (task + 1) * per_task));
-  });
+  parallel(ceil_div(rows, per_task),
+           [&](int64_t task) { body(task * per_task, std::min(rows, (task + 1) * per_task)); });
 }
 
 }  // namespace

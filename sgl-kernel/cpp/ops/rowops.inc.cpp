@@ -88,9 +88,8 @@ void rms_norm_rows(const RmsNorm& op, int64_t first, int64_t last) {
     const T* x = static_cast<const T*>(op.x) + row * op.ldx;
     T* residual = static_cast<T*>(op.residual) + row * op.ld_residual;
     if (op.sum == NormSum::after) {
-      normalise(op, x, [&](int64_t at, int count, f32v v) {
-        store(load(residual + at, count) + v, residual + at, count);
-      });
+      normalise(op, x,
+                [&](int64_t at, int count, f32v v) { store(load(residual + at, count) + v, residual + at, count); });
       continue;
     }
     if (op.sum == NormSum::before) {

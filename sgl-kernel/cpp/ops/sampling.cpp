@@ -77,7 +77,8 @@ void penalise(float* logits, const int64_t* ids, const float* counts, int64_t n,
   for (int64_t i = 0; i < n; ++i) {
     float value = logits[ids[i]] - penalties.frequency * counts[i];
     if (counts[i] > 0.0f) value -= penalties.presence;
-    if (penalties.repetition != 1.0f) value = value > 0.0f ? value / penalties.repetition : value * penalties.repetition;
+    if (penalties.repetition != 1.0f)
+      value = value > 0.0f ? value / penalties.repetition : value * penalties.repetition;
     logits[ids[i]] = value;
   }
 }

@@ -1,9 +1,9 @@
 // From one row of logits to a token or to log probabilities, without sorting the vocabulary.
 //
-// The semantics are those of python/moonlang/layers/sampler.py: softmax with temperature, then top_k, top_p and min_p, all
-// three judged on the unfiltered distribution, equal probabilities ranked by token id, and the inverse of the cumulative
-// distribution in vocabulary order at a uniform number that is a hash of (seed, position). A row's result depends on
-// nothing but the row.
+// The semantics are those of python/moonlang/layers/sampler.py: softmax with temperature, then top_k, top_p and min_p,
+// all three judged on the unfiltered distribution, equal probabilities ranked by token id, and the inverse of the
+// cumulative distribution in vocabulary order at a uniform number that is a hash of (seed, position). A row's result
+// depends on nothing but the row.
 #pragma once
 
 #include <cstdint>
@@ -64,7 +64,8 @@ struct SampleBatch {
 };
 void sample(const SampleBatch& batch);
 
-/// log softmax(logits / temperature) at the query's ids and of its `top` best, these by falling probability and then by id.
+/// log softmax(logits / temperature) at the query's ids and of its `top` best, these by falling probability and then by
+/// id.
 void log_probabilities(const float* logits, int64_t vocab, const LogprobQuery& query);
 
 /// -inf where the bit of a token is 0. bits: [ceil(vocab / 32)], token t is bit t % 32 of word t / 32.
@@ -73,8 +74,8 @@ void apply_bitmask(float* logits, int64_t vocab, const int32_t* bits);
 struct Penalties {
   float frequency, presence, repetition;
 };
-/// For each of the n distinct ids with their counts: subtract frequency * count and presence (if count > 0), then divide
-/// positive and multiply negative logits by repetition.
+/// For each of the n distinct ids with their counts: subtract frequency * count and presence (if count > 0), then
+/// divide positive and multiply negative logits by repetition.
 void penalise(float* logits, const int64_t* ids, const float* counts, int64_t n, const Penalties& penalties);
 
 }  // namespace ml

@@ -88,7 +88,8 @@ int64_t gather(Workspace& space, int64_t vocab, float floor) {
   return n;
 }
 
-/// The first of n weights, given by index, whose cumulative sum exceeds `target`, but none behind the last positive one.
+/// The first of n weights, given by index, whose cumulative sum exceeds `target`, but none behind the last positive
+/// one.
 template <class Weight>
 ML_INLINE int64_t invert(int64_t n, double target, double& reached, Weight weight) {
   int64_t last = 0;
@@ -131,8 +132,8 @@ float weight_floor(const SampleParams& params, int64_t vocab, const Workspace& s
 int64_t draw(const float* logits, int64_t vocab, float peak, const SampleParams& params, void* workspace) {
   Workspace space(workspace, vocab);
   const f32v top = f32v::set(peak), temperature = f32v::set(params.temperature);
-  const double total = map_blocks(
-      logits, vocab, space, [&](f32v v) { return exp((v - top) / temperature); }, [](f32v v) { return v; });
+  const double total =
+      map_blocks(logits, vocab, space, [&](f32v v) { return exp((v - top) / temperature); }, [](f32v v) { return v; });
   const bool by_rank = params.top_k > 0 && params.top_k < vocab, by_mass = params.top_p < 1.0;
   if (!by_rank && !by_mass && !(params.min_p > 0.0f)) return draw_unfiltered(space, total, params.uniform);
 
@@ -169,8 +170,8 @@ void log_probabilities(const float* logits, int64_t vocab, const LogprobQuery& q
     peak = here > peak ? here : peak;
   });
   const f32v top = f32v::set(peak / query.temperature);
-  const double total = map_blocks(
-      logits, vocab, space, [&](f32v v) { return v / temperature - top; }, [](f32v v) { return exp(v); });
+  const double total =
+      map_blocks(logits, vocab, space, [&](f32v v) { return v / temperature - top; }, [](f32v v) { return exp(v); });
   const float norm = float(std::log(total));
   for (int64_t i = 0; i < query.id_count; ++i) query.id_values[i] = space.values[query.ids[i]] - norm;
   if (query.top == 0) return;

@@ -13,9 +13,7 @@ ML_INLINE uint32_t ordered(float v) {
   const uint32_t bits = bit_cast<uint32_t>(v);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
-ML_INLINE float unordered(uint32_t key) {
-  return bit_cast<float>((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
-}
+ML_INLINE float unordered(uint32_t key) { return bit_cast<float>((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key); }
 
 /// Kept are the keys above `key`, and the first `ties` of those equal to it.
 struct Cut {
