@@ -78,7 +78,19 @@ class SelfAttention(nn.Module):
         return self.o_proj.lower(build, out, residual=residual)
 
 
-class GatedMlp(nn.Module):
+class FeedForward(nn.Module):
+    """The part of a layer in which tokens do not meet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [T, M] -> [T, M]."""
+        raise NotImplementedError
+
+    def lower(self, build: Builder, x: Value, residual: Value | None = None) -> Value:
+        """forward(x) (+ residual) as kernel calls."""
+        raise NotImplementedError
+
+
+class GatedMlp(FeedForward):
     """down(act(gate(x)) * up(x))."""
 
     def __init__(
@@ -103,13 +115,13 @@ class GatedMlp(nn.Module):
 
 
 class PreNormLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): Llama and its descendants. mlp: [T, M] -> [T, M]."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): Llama and its descendants."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, attention: SelfAttention, mlp: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, attention: SelfAttention, mlp: FeedForward) -> None:
         super().__init__()
         eps = config.hf.get("rms_norm_eps", 1e-6)
         self.self_attn = attention
-        self.mlp = mlp
+        self.mlp: FeedForward = mlp
         self.input_layernorm = RmsNorm(config.hidden_size, eps, dtype)
         self.post_attention_layernorm = RmsNorm(config.hidden_size, eps, dtype)
 
@@ -219,7 +231,7 @@ def pre_norm_decoder(
     config: ModelConfig,
     dtype: torch.dtype,
     attentions: Sequence[SelfAttention],
-    mlps: Sequence[nn.Module] | None = None,
+    mlps: Sequence[FeedForward] | None = None,
 ) -> Decoder:
     """The whole of a Llama-like model around its attention layers. mlps: one per layer; None: dense ones."""
     hf = config.hf

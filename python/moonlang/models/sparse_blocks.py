@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moonlang.config.model_config import ModelConfig
 from moonlang.layers.linear import Linear, project
-from moonlang.models.blocks import GatedMlp
+from moonlang.models.blocks import FeedForward, GatedMlp
 from moonlang.moe.experts import Experts
 from moonlang.moe.topk import Gating, top_experts
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
-class SparseMlp(nn.Module):
+class SparseMlp(FeedForward):
     """A router, experts, and for some models an expert that every token visits (`shared`: its inner size).
 
     The shared expert's output is scaled by the sigmoid of a projection of its own, as in Qwen2-MoE.
