@@ -25,8 +25,8 @@ struct Plan {
   ReadArray table;
 };
 
-void build(Plan& self, const ReadArray& table, const ReadArray& starts, const ReadArray& lengths, int q_heads, int kv_heads,
-           int page_tokens, int value_dim, int window) {
+void build(Plan& self, const ReadArray& table, const ReadArray& starts, const ReadArray& lengths, int q_heads,
+           int kv_heads, int page_tokens, int value_dim, int window) {
   const auto pages = ml::bind::matrix(table, "page_table");
   if (pages.type != ml::DType::i32) refuse("page_table must be int32");
   if (kv_heads < 1 || q_heads % kv_heads != 0) refuse("q_heads must be a multiple of kv_heads");
@@ -46,7 +46,8 @@ void build(Plan& self, const ReadArray& table, const ReadArray& starts, const Re
 
 /// A [T, heads, dim] array with contiguous heads, or a ValueError.
 void check_tokens(const ml::bind::Matrix& x, const char* name, int64_t tokens, int64_t columns, ml::DType type) {
-  if (x.rows != tokens || x.columns != columns || x.type != type) refuse(std::string(name) + ": wrong shape or element type");
+  if (x.rows != tokens || x.columns != columns || x.type != type)
+    refuse(std::string(name) + ": wrong shape or element type");
 }
 
 void attend(Plan& plan, const ReadArray& q, const ml::bind::KvPages& kv, const Array& out, double scale, double softcap,

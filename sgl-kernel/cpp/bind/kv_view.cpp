@@ -26,7 +26,8 @@ const float* scales(const std::optional<ReadArray>& given, const char* name, int
 void init(KvPages* self, const Array& buffer, int layer, int key_dim, int value_dim, bool inline_scales,
           const std::optional<ReadArray>& key_scale, const std::optional<ReadArray>& value_scale) {
   const bool latent = buffer.ndim() == 4;
-  if (!latent && (buffer.ndim() != 6 || buffer.shape(2) != 2)) refuse("buffer must be [P, L, 2, K, p, D] or [P, L, p, D]");
+  if (!latent && (buffer.ndim() != 6 || buffer.shape(2) != 2))
+    refuse("buffer must be [P, L, 2, K, p, D] or [P, L, p, D]");
   const size_t last = buffer.ndim() - 1;
   if (buffer.stride(last) != 1) refuse("buffer: the numbers of a token must be contiguous");
   if (layer < 0 || layer >= int(buffer.shape(1))) refuse("no such layer");
@@ -37,8 +38,10 @@ void init(KvPages* self, const Array& buffer, int layer, int key_dim, int value_
   view.key_dim = key_dim;
   view.value_dim = value_dim;
   const int64_t row = int64_t(buffer.shape(last)) - (inline_scales ? int64_t{sizeof(float)} / size : 0);
-  if (key_dim < 1 || value_dim < 1 || std::max(key_dim, value_dim) > row) refuse("buffer: its last dimension is too small");
-  if (inline_scales && (key_dim != row || value_dim != row)) refuse("inline scales stand behind the last number of a row");
+  if (key_dim < 1 || value_dim < 1 || std::max(key_dim, value_dim) > row)
+    refuse("buffer: its last dimension is too small");
+  if (inline_scales && (key_dim != row || value_dim != row))
+    refuse("inline scales stand behind the last number of a row");
   view.base = static_cast<char*>(buffer.data());
   view.page_stride = buffer.stride(0) * size;
   view.key_offset = layer * buffer.stride(1) * size;
@@ -56,8 +59,8 @@ void init(KvPages* self, const Array& buffer, int layer, int key_dim, int value_
 
 ML_BIND(kv_view) {
   nb::class_<KvPages>(m, "KvPages")
-      .def("__init__", &init, "buffer"_a, "layer"_a, "key_dim"_a, "value_dim"_a, "inline_scales"_a, "key_scale"_a.none(),
-           "value_scale"_a.none())
+      .def("__init__", &init, "buffer"_a, "layer"_a, "key_dim"_a, "value_dim"_a, "inline_scales"_a,
+           "key_scale"_a.none(), "value_scale"_a.none())
       .def_prop_ro("heads", [](const KvPages& self) { return self.view.heads; })
       .def_prop_ro("page_tokens", [](const KvPages& self) { return self.view.page_tokens; })
       .def_prop_ro("address", [](const KvPages& self) { return reinterpret_cast<uintptr_t>(&self.view); });

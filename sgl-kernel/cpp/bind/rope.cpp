@@ -32,7 +32,8 @@ ml::RopeTable table_of(const Maybe& cos, const Maybe& sin, const Maybe& position
   ml::RopeTable table{};
   if (!cos || !sin) return table;
   const auto c = ml::bind::matrix(*cos, "cos"), s = ml::bind::matrix(*sin, "sin");
-  if (c.rows != s.rows || c.columns != s.columns || c.ld != s.ld || c.type != s.type) refuse("cos and sin must be alike");
+  if (c.rows != s.rows || c.columns != s.columns || c.ld != s.ld || c.type != s.type)
+    refuse("cos and sin must be alike");
   if (c.type != type && c.type != ml::DType::f32) refuse("cos and sin must be float32 or of the tokens' type");
   if (c.columns != dim && 2 * c.columns != dim) refuse("cos must have rotary_dim columns, or half of them");
   table = {c.data, s.data, c.type, c.ld, nullptr, begin, dim, c.columns == dim, interleaved};
@@ -50,7 +51,8 @@ ml::RopeTable table_of(const Maybe& cos, const Maybe& sin, const Maybe& position
 void check_places(const ml::RopeCall& call, int64_t pages) {
   for (int64_t i = 0; i < call.tokens; ++i) {
     if (call.store_page[i] < 0 || call.store_page[i] >= pages) refuse("store_page: no such page");
-    if (call.store_offset[i] < 0 || call.store_offset[i] >= call.kv.page_tokens) refuse("store_offset: beyond the page");
+    if (call.store_offset[i] < 0 || call.store_offset[i] >= call.kv.page_tokens)
+      refuse("store_offset: beyond the page");
   }
 }
 
@@ -93,8 +95,10 @@ void rope_store(const std::optional<Array>& q, const ReadArray& k, const Maybe& 
   call.q_norm = norm_of(q_norm, "q_norm", call.dtype, dim);
   call.k_norm = norm_of(k_norm, "k_norm", call.dtype, dim);
   call.rope = table_of(cos, sin, positions, rotary_begin, rotary_dim, interleaved, call.dtype, call.tokens);
-  call.store_page = static_cast<const int32_t*>(ml::bind::vector(store_page, "store_page", ml::DType::i32, call.tokens));
-  call.store_offset = static_cast<const int32_t*>(ml::bind::vector(store_offset, "store_offset", ml::DType::i32, call.tokens));
+  call.store_page =
+      static_cast<const int32_t*>(ml::bind::vector(store_page, "store_page", ml::DType::i32, call.tokens));
+  call.store_offset =
+      static_cast<const int32_t*>(ml::bind::vector(store_offset, "store_offset", ml::DType::i32, call.tokens));
   check_places(call, int64_t(kv.buffer.shape(0)));
   nb::gil_scoped_release release;
   ml::rope_store(call);

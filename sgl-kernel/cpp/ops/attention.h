@@ -2,8 +2,8 @@
 //
 // The keys of a sequence are cut into blocks of kBlockTokens by absolute position. A query's result over one block is
 // (m, l, o): the largest score, the sum of 2^(score - m), and the values weighted with it. Blocks are merged in order.
-// Every number has one fixed chain of operations in absolute positions, so a query's bits depend neither on the chunk it
-// came in, nor on the batch, the thread count, or on who shares its pages.
+// Every number has one fixed chain of operations in absolute positions, so a query's bits depend neither on the chunk
+// it came in, nor on the batch, the thread count, or on who shares its pages.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +20,11 @@ struct AttendCall {
   KvView kv;
   const void* q;
   void* out;
-  DType dtype;         // of q and out: f32, bf16 or f16
-  int64_t q_stride;    // elements from token to token
+  DType dtype;       // of q and out: f32, bf16 or f16
+  int64_t q_stride;  // elements from token to token
   int64_t out_stride;
   int32_t q_heads;
-  int32_t window;      // a token sees itself and window - 1 before it; 0: all before it
+  int32_t window;  // a token sees itself and window - 1 before it; 0: all before it
   float scale;
   float softcap;       // 0: none
   const float* sinks;  // [H] scores of a key that has no value, or null

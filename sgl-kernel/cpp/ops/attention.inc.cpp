@@ -19,22 +19,32 @@ Reader<A> reader_of() {
 
 Reader<FmaArith> fma_reader(DType type) {
   switch (type) {
-    case DType::bf16: return reader_of<FmaArith, bf16>();
-    case DType::f16: return reader_of<FmaArith, fp16>();
-    case DType::fp8_e4m3: return reader_of<FmaArith, fp8_e4m3>();
-    case DType::fp8_e5m2: return reader_of<FmaArith, fp8_e5m2>();
-    case DType::i8: return reader_of<FmaArith, int8_t>();
-    default: return reader_of<FmaArith, float>();
+    case DType::bf16:
+      return reader_of<FmaArith, bf16>();
+    case DType::f16:
+      return reader_of<FmaArith, fp16>();
+    case DType::fp8_e4m3:
+      return reader_of<FmaArith, fp8_e4m3>();
+    case DType::fp8_e5m2:
+      return reader_of<FmaArith, fp8_e5m2>();
+    case DType::i8:
+      return reader_of<FmaArith, int8_t>();
+    default:
+      return reader_of<FmaArith, float>();
   }
 }
 
 #if defined(ML_ISA_AVX512)
 Reader<DotArith> dot_reader(DType type) {
   switch (type) {
-    case DType::fp8_e4m3: return reader_of<DotArith, fp8_e4m3>();
-    case DType::fp8_e5m2: return reader_of<DotArith, fp8_e5m2>();
-    case DType::i8: return reader_of<DotArith, int8_t>();
-    default: return reader_of<DotArith, bf16>();
+    case DType::fp8_e4m3:
+      return reader_of<DotArith, fp8_e4m3>();
+    case DType::fp8_e5m2:
+      return reader_of<DotArith, fp8_e5m2>();
+    case DType::i8:
+      return reader_of<DotArith, int8_t>();
+    default:
+      return reader_of<DotArith, bf16>();
   }
 }
 #endif

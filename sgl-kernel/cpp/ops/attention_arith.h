@@ -30,7 +30,8 @@ ML_INLINE void transpose(__m512i (&t)[16]) {
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
     const __m512i a = _mm512_shuffle_i32x4(t[k], t[k + 4], 0x88), b = _mm512_shuffle_i32x4(t[k], t[k + 4], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(t[k + 8], t[k + 12], 0x88), d = _mm512_shuffle_i32x4(t[k + 8], t[k + 12], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(t[k + 8], t[k + 12], 0x88),
+                  d = _mm512_shuffle_i32x4(t[k + 8], t[k + 12], 0xdd);
     u[k] = _mm512_shuffle_i32x4(a, c, 0x88);
     u[k + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
     u[k + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
@@ -89,7 +90,7 @@ ML_INLINE void transpose(f32v (&t)[f32v::N]) {
 
 struct FmaArith {
   using Unit = float;
-  using Wide = f32v;  // N units
+  using Wide = f32v;               // N units
   static constexpr int kPair = 1;  // numbers in a unit
 
   static ML_INLINE Wide load(const Unit* p) { return f32v::load(p); }
@@ -153,8 +154,8 @@ struct DotArith {
   static ML_INLINE void pack_weights(const f32v (&p)[kPair], Unit* out) { store(out, join(p[0], p[1])); }
 
  private:
-  /// Four exponent bits and three of mantissa stand where bf16 has them after a shift; the bias differs by 120. Subnormals
-  /// come from a table, 0x7f is NaN.
+  /// Four exponent bits and three of mantissa stand where bf16 has them after a shift; the bias differs by 120.
+  /// Subnormals come from a table, 0x7f is NaN.
   static ML_INLINE Wide from_e4m3(__m256i bytes) {
     const __m512i wide = _mm512_cvtepu8_epi16(bytes);
     const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));

@@ -1,5 +1,5 @@
-// Attention of a few rows over one block straight from where keys and values lie: packing would cost more than it saves.
-// Every number goes through the same chain as in attention_tile.h. Included from .inc.cpp only.
+// Attention of a few rows over one block straight from where keys and values lie: packing would cost more than it
+// saves. Every number goes through the same chain as in attention_tile.h. Included from .inc.cpp only.
 #pragma once
 
 #include "ops/attention_pack.h"
@@ -19,7 +19,8 @@ template <class A>
 struct Direct {
   using Unit = typename A::Unit;
   void (*scores)(const Unit* q, int64_t ldq, const RowList& rows, int begin, int end, float* scores);
-  void (*values)(const Unit* weights, const RowList& rows, int begin, int end, const RowMerge* merge, float* out, int64_t ldo);
+  void (*values)(const Unit* weights, const RowList& rows, int begin, int end, const RowMerge* merge, float* out,
+                 int64_t ldo);
 };
 
 #if defined(ML_ISA_AVX512)
@@ -68,7 +69,8 @@ void direct_scores(const typename A::Unit* q, int64_t ldq, const RowList& list, 
       }
       if (steps - step >= kLanes && dim - at >= A::kPair * kLanes) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) t[i] = A::row_units(reinterpret_cast<const T*>(rows[key + i]) + at, A::kPair * kLanes);
+        for (int i = 0; i < kLanes; ++i)
+          t[i] = A::row_units(reinterpret_cast<const T*>(rows[key + i]) + at, A::kPair * kLanes);
         transpose(t);
         direct_steps<A, R>(q + step, ldq, t, kLanes, sums);
       } else {
@@ -114,8 +116,8 @@ ML_INLINE void direct_columns(const typename A::Unit* weights, const RowList& li
 }
 
 template <class A, class T, int R>
-void direct_values(const typename A::Unit* weights, const RowList& list, int begin, int end, const RowMerge* merge, float* out,
-                   int64_t ldo) {
+void direct_values(const typename A::Unit* weights, const RowList& list, int begin, int end, const RowMerge* merge,
+                   float* out, int64_t ldo) {
   constexpr int kWide = R <= 2 ? 8 : 4;
   for (int at = 0; at < list.dim;) {
     if (list.dim - at >= kWide * kLanes) {
@@ -137,7 +139,7 @@ constexpr Direct<A> direct_for = {direct_scores<A, T, R>, direct_values<A, T, R>
 
 template <class A, class T>
 constexpr Direct<A> direct_table[kTileRows] = {direct_for<A, T, 1>, direct_for<A, T, 2>, direct_for<A, T, 3>,
-                                            direct_for<A, T, 4>, direct_for<A, T, 5>, direct_for<A, T, 6>};
+                                               direct_for<A, T, 4>, direct_for<A, T, 5>, direct_for<A, T, 6>};
 
 /// Pairs of bf16 only: with one product per step the keys must be widened, which packing does once.
 template <class A, class T>

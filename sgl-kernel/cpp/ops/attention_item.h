@@ -63,9 +63,12 @@ ML_INLINE void write_row(const AttendCall& call, int64_t token, int q_head, RowS
 
 inline void write_row_as(const AttendCall& call, int64_t token, int q_head, RowState state, const float* values) {
   switch (call.dtype) {
-    case DType::bf16: return write_row<bf16>(call, token, q_head, state, values);
-    case DType::f16: return write_row<fp16>(call, token, q_head, state, values);
-    default: return write_row<float>(call, token, q_head, state, values);
+    case DType::bf16:
+      return write_row<bf16>(call, token, q_head, state, values);
+    case DType::f16:
+      return write_row<fp16>(call, token, q_head, state, values);
+    default:
+      return write_row<float>(call, token, q_head, state, values);
   }
 }
 
@@ -120,8 +123,14 @@ class ItemRun {
   using Unit = typename A::Unit;
 
   ItemRun(const AttendCall& call, const AttendItem& item, int head, const Reader<A>& reader, void* scratch)
-      : call_(call), kv_(call.kv), item_(item), segments_(call.segments), head_(head),
-        group_(call.q_heads / call.kv.heads), reader_(reader), memory_(call, static_cast<char*>(scratch)) {
+      : call_(call),
+        kv_(call.kv),
+        item_(item),
+        segments_(call.segments),
+        head_(head),
+        group_(call.q_heads / call.kv.heads),
+        reader_(reader),
+        memory_(call, static_cast<char*>(scratch)) {
     const bool capped = call.softcap != 0.0f;
     const float scale = call.scale * (kv_.key_scale != nullptr ? kv_.key_scale[head] : 1.0f);
     rule_.scale = capped ? kLog2e : scale * kLog2e;
@@ -171,9 +180,12 @@ class ItemRun {
   void read_query(int64_t row, int g) {
     const int64_t at = memory_.tokens[row] * call_.q_stride + (int64_t{head_} * group_ + g) * kv_.key_dim;
     switch (call_.dtype) {
-      case DType::bf16: return copy_query(static_cast<const bf16*>(call_.q) + at, row);
-      case DType::f16: return copy_query(static_cast<const fp16*>(call_.q) + at, row);
-      default: return copy_query(static_cast<const float*>(call_.q) + at, row);
+      case DType::bf16:
+        return copy_query(static_cast<const bf16*>(call_.q) + at, row);
+      case DType::f16:
+        return copy_query(static_cast<const fp16*>(call_.q) + at, row);
+      default:
+        return copy_query(static_cast<const float*>(call_.q) + at, row);
     }
   }
 
@@ -232,8 +244,8 @@ class ItemRun {
     }
   }
 
-  /// Addresses of the block's keys and values, and their scales. Nobody sees what lies outside of `seen`: zeros stand there,
-  /// since those pages may hold anything, and 0 times NaN is NaN.
+  /// Addresses of the block's keys and values, and their scales. Nobody sees what lies outside of `seen`: zeros stand
+  /// there, since those pages may hold anything, and 0 times NaN is NaN.
   void find_rows(const AttendSegment& segment, int block, RowRange seen) {
     const int begin = seen.low / kPanel * kPanel, end = int(round_up(seen.high, kHalf));
     const auto hide = [&](int from, int to) {
@@ -277,14 +289,20 @@ class ItemRun {
 
   void tile(int64_t row, int count, int block) {
     switch (count) {
-      case 1: return tile_of<1>(row, block);
-      case 2: return tile_of<2>(row, block);
-      case 3: return tile_of<3>(row, block);
+      case 1:
+        return tile_of<1>(row, block);
+      case 2:
+        return tile_of<2>(row, block);
+      case 3:
+        return tile_of<3>(row, block);
 #if defined(ML_ISA_AVX512)
-      case 4: return tile_of<4>(row, block);
-      case 5: return tile_of<5>(row, block);
+      case 4:
+        return tile_of<4>(row, block);
+      case 5:
+        return tile_of<5>(row, block);
 #endif
-      default: return tile_of<kTileRows>(row, block);
+      default:
+        return tile_of<kTileRows>(row, block);
     }
   }
 

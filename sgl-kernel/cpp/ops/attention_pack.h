@@ -1,5 +1,5 @@
-// Rows of a block of keys and values, wherever they lie, -> packed panels (see attention_tile.h). Included from .inc.cpp
-// only.
+// Rows of a block of keys and values, wherever they lie, -> packed panels (see attention_tile.h). Included from
+// .inc.cpp only.
 #pragma once
 
 #include "ops/attention_tile.h"

@@ -48,8 +48,8 @@ struct AttendRows {
 
 /// What the plan must know of the model.
 struct AttendShape {
-  int32_t heads;        // kv heads
-  int32_t group;        // q heads per kv head
+  int32_t heads;  // kv heads
+  int32_t group;  // q heads per kv head
   int32_t page_tokens;
   int32_t value_dim;
   int32_t window;  // 0: none
@@ -63,7 +63,7 @@ class AttendPlan {
 
   const AttendShape& shape() const { return shape_; }
   const std::vector<AttendSegment>& segments() const { return segments_; }
-  const std::vector<AttendItem>& items() const { return items_; }    // costly ones first
+  const std::vector<AttendItem>& items() const { return items_; }  // costly ones first
   const std::vector<AttendMerge>& merges() const { return merges_; }
   int64_t tokens() const { return tokens_; }
   int64_t partial_floats() const { return partial_floats_; }

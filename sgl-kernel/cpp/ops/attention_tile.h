@@ -39,7 +39,8 @@ ML_INLINE f32v exp2(f32v x) {
 
 /// sums[r][c] = chain over the steps of a[r][step] times lanes c of b[step]. b: [steps, kPanel].
 template <class A, int R, int C>
-ML_INLINE void multiply(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int steps, f32v (&sums)[R][C]) {
+ML_INLINE void multiply(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int steps,
+                        f32v (&sums)[R][C]) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -91,13 +92,13 @@ struct ScoreRule {
 
 /// One row of one block.
 struct RowRange {
-  int32_t low, high;      // keys [low, high) of the block are visible
+  int32_t low, high;  // keys [low, high) of the block are visible
 };
 
 /// Scores of keys [begin, end) of the block (multiples of kHalf), R rows of kBlockTokens floats.
 template <class A, int R>
-ML_INLINE void tile_scores(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps, int begin, int end,
-                           float* scores) {
+ML_INLINE void tile_scores(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps, int begin,
+                           int end, float* scores) {
   const auto columns = [&](auto& sums, int at) {
     constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
     multiply<A, R, C>(q, ldq, keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel, steps, sums);
@@ -128,11 +129,11 @@ ML_INLINE void shape_scores(const ScoreRule& rule, int begin, int end, float* sc
   }
 }
 
-/// Scores of keys [begin, end) -> weights 2^(scale * score - top) of the visible ones, 0 for the others, as operands of the
-/// product with the values. Returns top, and the sum of the weights in *total.
+/// Scores of keys [begin, end) -> weights 2^(scale * score - top) of the visible ones, 0 for the others, as operands of
+/// the product with the values. Returns top, and the sum of the weights in *total.
 template <class A>
-ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end, float* scores, typename A::Unit* weights,
-                       float* total) {
+ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end, float* scores,
+                       typename A::Unit* weights, float* total) {
   shape_scores(rule, begin, end, scores);
   for (int j = begin; j < range.low; ++j) scores[j] = kHidden;
   for (int j = range.high; j < end; ++j) scores[j] = kHidden;
@@ -156,11 +157,11 @@ ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end
   return largest * rule.scale;
 }
 
-/// Weights of keys [begin, end) times packed values -> out: R rows of `ldo` floats, `dims` of them (a multiple of kHalf).
-/// merge: R entries, or null to write the bare product.
+/// Weights of keys [begin, end) times packed values -> out: R rows of `ldo` floats, `dims` of them (a multiple of
+/// kHalf). merge: R entries, or null to write the bare product.
 template <class A, int R>
-ML_INLINE void tile_values(const typename A::Unit* weights, const typename A::Unit* values, int begin, int end, int dims,
-                           const RowMerge* merge, float* out, int64_t ldo) {
+ML_INLINE void tile_values(const typename A::Unit* weights, const typename A::Unit* values, int begin, int end,
+                           int dims, const RowMerge* merge, float* out, int64_t ldo) {
   constexpr int kSteps = kBlockTokens / A::kPair;
   const int first = begin / A::kPair, steps = (end - begin) / A::kPair;
   const auto columns = [&](auto& sums, int at) {

@@ -27,8 +27,8 @@ void each_page(int64_t count, int64_t bytes, F f) {
 
 }  // namespace
 
-void copy_pages(PageMemory from, const int32_t* from_ids, PageMemory to, const int32_t* to_ids, int64_t count, int64_t bytes,
-                uint64_t* sums, uint64_t seed) {
+void copy_pages(PageMemory from, const int32_t* from_ids, PageMemory to, const int32_t* to_ids, int64_t count,
+                int64_t bytes, uint64_t* sums, uint64_t seed) {
   each_page(count, bytes, [&](int64_t i) {
     const char* source = page(from, from_ids, i);
     char* target = page(to, to_ids, i);

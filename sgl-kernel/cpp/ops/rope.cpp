@@ -31,11 +31,11 @@ void check(const RopeCall& call) {
 void rope_store(const RopeCall& call) {
   check(call);
   const RopeKernels& ops = rope_ops();
-  const int64_t row = int64_t{call.q_heads} * call.head_dim + int64_t{call.kv.heads} * (call.kv.key_dim + call.kv.value_dim);
+  const int64_t row =
+      int64_t{call.q_heads} * call.head_dim + int64_t{call.kv.heads} * (call.kv.key_dim + call.kv.value_dim);
   const int64_t together = std::max<int64_t>(1, kTaskNumbers / row);
-  parallel(ceil_div(call.tokens, together), [&](int64_t task) {
-    ops.run(call, task * together, std::min(call.tokens, (task + 1) * together));
-  });
+  parallel(ceil_div(call.tokens, together),
+           [&](int64_t task) { ops.run(call, task * together, std::min(call.tokens, (task + 1) * together)); });
 }
 
 }  // namespace ml

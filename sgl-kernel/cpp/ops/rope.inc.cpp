@@ -1,5 +1,5 @@
-// Norm and rotation of q and k heads, and the write into pages; see rope.h. Sums and products are float32, rounded to the
-// tokens' type where layers/norm.py and layers/rotary.py round.
+// Norm and rotation of q and k heads, and the write into pages; see rope.h. Sums and products are float32, rounded to
+// the tokens' type where layers/norm.py and layers/rotary.py round.
 #include "ops/rope.h"
 
 #include "simd/vec.h"
@@ -152,7 +152,8 @@ ML_INLINE void put_narrow(float x, int8_t* out) {
 ML_INLINE void put_narrow(float x, fp8_e4m3* out) { from_f32(x, out); }
 ML_INLINE void put_narrow(float x, fp8_e5m2* out) { from_f32(x, out); }
 
-/// x / scale in a narrow type; with an inline scale the row's own, which takes its largest number to the type's largest.
+/// x / scale in a narrow type; with an inline scale the row's own, which takes its largest number to the type's
+/// largest.
 template <class S>
 void put_scaled(const KvView& kv, const float* scale, int head, const float* x, int dim, char* to) {
   float factor = scale == nullptr ? 1.0f : scale[head];
@@ -174,12 +175,18 @@ void put_plain(const float* x, int dim, char* to) {
 
 void put_row(const KvView& kv, const float* scale, int head, const float* x, int dim, char* to) {
   switch (kv.type) {
-    case DType::bf16: return put_plain<bf16>(x, dim, to);
-    case DType::f16: return put_plain<fp16>(x, dim, to);
-    case DType::fp8_e4m3: return put_scaled<fp8_e4m3>(kv, scale, head, x, dim, to);
-    case DType::fp8_e5m2: return put_scaled<fp8_e5m2>(kv, scale, head, x, dim, to);
-    case DType::i8: return put_scaled<int8_t>(kv, scale, head, x, dim, to);
-    default: return put_plain<float>(x, dim, to);
+    case DType::bf16:
+      return put_plain<bf16>(x, dim, to);
+    case DType::f16:
+      return put_plain<fp16>(x, dim, to);
+    case DType::fp8_e4m3:
+      return put_scaled<fp8_e4m3>(kv, scale, head, x, dim, to);
+    case DType::fp8_e5m2:
+      return put_scaled<fp8_e5m2>(kv, scale, head, x, dim, to);
+    case DType::i8:
+      return put_scaled<int8_t>(kv, scale, head, x, dim, to);
+    default:
+      return put_plain<float>(x, dim, to);
   }
 }
 
@@ -192,7 +199,8 @@ void run_as(const RopeCall& call, int64_t first, int64_t last) {
       const int64_t at = int64_t{head} * call.head_dim;
       make_head(call, call.q_norm, token, static_cast<const T*>(call.q) + token * call.q_stride + at, call.head_dim, x);
       T* to = static_cast<T*>(call.q_out) + token * call.q_out_stride + at;
-      for (int i = 0; i < call.head_dim; i += N) store_some(load_some(x + i, call.head_dim - i), to + i, call.head_dim - i);
+      for (int i = 0; i < call.head_dim; i += N)
+        store_some(load_some(x + i, call.head_dim - i), to + i, call.head_dim - i);
     }
     char* place = kv.base + call.store_page[token] * kv.page_stride + call.store_offset[token] * kv.token_stride;
     for (int head = 0; head < kv.heads; ++head) {
@@ -202,7 +210,8 @@ void run_as(const RopeCall& call, int64_t first, int64_t last) {
       put_row(kv, kv.key_scale, head, x, kv.key_dim, to + kv.key_offset);
       if (call.v == nullptr) continue;
       const T* value = static_cast<const T*>(call.v) + token * call.v_stride + int64_t{head} * kv.value_dim;
-      for (int i = 0; i < kv.value_dim; i += N) store_some(load_some(value + i, kv.value_dim - i), x + i, kv.value_dim - i);
+      for (int i = 0; i < kv.value_dim; i += N)
+        store_some(load_some(value + i, kv.value_dim - i), x + i, kv.value_dim - i);
       put_row(kv, kv.value_scale, head, x, kv.value_dim, to + kv.value_offset);
     }
   }
@@ -210,9 +219,12 @@ void run_as(const RopeCall& call, int64_t first, int64_t last) {
 
 void run(const RopeCall& call, int64_t first, int64_t last) {
   switch (call.dtype) {
-    case DType::bf16: return run_as<bf16>(call, first, last);
-    case DType::f16: return run_as<fp16>(call, first, last);
-    default: return run_as<float>(call, first, last);
+    case DType::bf16:
+      return run_as<bf16>(call, first, last);
+    case DType::f16:
+      return run_as<fp16>(call, first, last);
+    default:
+      return run_as<float>(call, first, last);
   }
 }
 
