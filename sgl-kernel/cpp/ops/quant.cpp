@@ -53,17 +53,15 @@ SourceRow source_row(const std::vector<QuantRows>& sources, int64_t row, int64_t
 /// Writes `count` codes of column c into units from `out` on.
 void pack_codes(WeightKind kind, const int8_t* codes, int64_t count, int64_t c, char* out) {
   if (kind == WeightKind::int4) {
-    // Bit 4 j of a word belongs to column half j % 2 and pair j / 2 of the unit.
     for (int64_t k = 0; k < count; ++k) {
-      uint16_t* const word = reinterpret_cast<uint16_t*>(out + k / 4 * 64) + 2 * (c % 16) + k % 2;
-      *word = uint16_t(*word | uint16_t(codes[k] + 8) << (4 * (c / 16) + 8 * (k % 4 / 2)));
+      char* const byte = out + k / 4 * 64 + 4 * (c % 16) + k % 4;
+      *byte = char(*byte | (codes[k] + 8) << (4 * (c / 16)));
     }
-  } else if (kind == WeightKind::int8) {
-    for (int64_t k = 0; k < count; ++k) out[k * kPanel + c] = char(codes[k]);
   } else if (kind == WeightKind::fp8) {
     for (int64_t k = 0; k < count; ++k) out[k / 2 * 2 * kPanel + 2 * c + k % 2] = char(codes[k]);
   } else {
-    for (int64_t k = 0; k < count; ++k) out[k / 4 * 4 * kPanel + 4 * c + k % 4] = char(codes[k]);
+    const int offset = kind == WeightKind::int8 ? 128 : 0;
+    for (int64_t k = 0; k < count; ++k) out[k / 4 * 4 * kPanel + 4 * c + k % 4] = char(codes[k] + offset);
   }
 }
 

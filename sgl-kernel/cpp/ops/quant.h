@@ -2,21 +2,21 @@
 //
 //   W[n, k] = (code[n, k] - zero[n, g]) * scale[n, g],   g = k / group
 //
-// Codes are small integers or fp8, exact in bf16. The kernels multiply x by the codes and apply zero and scale to the
-// sums, in segments of K of at most 128 (a group, or a part of one):
+// The kernels multiply x by the codes and apply zero and scale to the sums, in segments of K of at most 128 (a group,
+// or a part of one):
 //
 //   y[n] = sum over segments s of  scale[n, s] * (sum over k in s of code[n, k] x[k]  -  zero[n, s] * sum of x over s)
 //
-// The sums of one segment are one chain in the order of K and the segments are added in order, for every number of
-// rows. Segments do not wait for each other, which keeps the adders busy when there is a single row.
+// The sums of one segment are exact (quant_fixed.h) or one chain in the order of K, and the segments are added in
+// order, for every number of rows.
 //
 // A panel has 32 columns, like those of pack.h, and is read front to back:
 //
 //   [scales | zeros] if one group covers K, then per segment: [scales | zeros] otherwise, and units of four k:
-//     int8   [4][32] bytes, k-major
-//     fp8    [2][32][2] bytes, pairs of k side by side
-//     int4   32 words of 16 bits: word 2 c + k % 2 has code + 8 of columns c and c + 16 at k / 2 = 0, then at k / 2 = 1
-//   scales and zeros: float[32] each, zeros only if any is not 0
+//     int8   [32][4] bytes: code + 128
+//     int4   [16][4] bytes: code + 8 of column c in the lower half, of column c + 16 in the upper
+//     fp8    [2][32][2] bytes: pairs of k side by side
+//   scales and zeros: float[32] each, zeros (whole numbers) only if any is not 0
 //
 // w8a8 quantises x too (int8, one scale per row) and adds up integers, so that every instruction set has the same sums:
 //

@@ -1,6 +1,7 @@
 // int8 weights times activations that are quantised to int8 row by row. All sums are whole numbers, the same
 // everywhere.
 #include "ops/quant.h"
+#include "ops/quant_panel.h"
 #include "simd/vec.h"
 
 namespace ml::ML_ISA {
@@ -8,57 +9,60 @@ namespace {
 
 #if defined(ML_ISA_AVX512)
 constexpr int kMostRows = 12;
-constexpr int kVectors = 2;
 constexpr int kShift = 128;  // the instruction multiplies unsigned by signed: x goes in as x + 128
 #elif defined(ML_ISA_AVX2)
 constexpr int kMostRows = 4;
-constexpr int kVectors = 2;
 constexpr int kShift = 0;
 #else
 constexpr int kMostRows = 1;
-constexpr int kVectors = 1;
 constexpr int kShift = 0;
 #endif
 
 constexpr int kLanes = f32v::N;
-constexpr int kStripe = kVectors * kLanes;
 
-/// sums[lane] += the dot products of four codes of x with four of each column.
+// Sums: one per lane. Codes: of a weight, four per lane. Four: codes of x. add_four: sums += their products.
 #if defined(ML_ISA_AVX512)
 using Sums = __m512i;
+using Codes = __m512i;
+using Four = __m512i;
 ML_INLINE Sums no_sums() { return _mm512_setzero_si512(); }
-ML_INLINE Sums add_four(Sums sums, const char* w, const char* x) {
-  int four;
-  __builtin_memcpy(&four, x, 4);
-  return _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(four), _mm512_loadu_si512(w));
-}
+ML_INLINE Codes load_codes(const char* p) { return _mm512_loadu_si512(p); }
+ML_INLINE Four load_four(const char* p) { return four_in_all(p); }
+ML_INLINE void add_four(Sums& sums, Codes w, Four x) { add_products(sums, x, w); }
 ML_INLINE f32v finished(Sums sums, const int32_t* code_sums) {
   const __m512i excess = _mm512_slli_epi32(_mm512_loadu_si512(code_sums), 7);  // 128 times
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, excess));
 }
 #elif defined(ML_ISA_AVX2)
 using Sums = __m256i;
+using Codes = __m256i;
+using Four = __m256i;
 ML_INLINE Sums no_sums() { return _mm256_setzero_si256(); }
-ML_INLINE Sums add_four(Sums sums, const char* w, const char* x) {
+ML_INLINE Codes load_codes(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+ML_INLINE Four load_four(const char* p) {
   int four;
-  __builtin_memcpy(&four, x, 4);
-  const __m256i codes = _mm256_set1_epi32(four);
-  const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+  __builtin_memcpy(&four, p, 4);
+  return _mm256_set1_epi32(four);
+}
+ML_INLINE void add_four(Sums& sums, Codes w, Four x) {
   // |x| * (w with the sign of x): two products of at most 127^2 fit in 16 bits.
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(weights, codes));
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+  sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 ML_INLINE f32v finished(Sums sums, const int32_t*) { return _mm256_cvtepi32_ps(sums); }
 #else
 struct Sums {
   int32_t v[kLanes];
 };
+using Codes = const char*;
+using Four = const char*;
 ML_INLINE Sums no_sums() { return {}; }
-ML_INLINE Sums add_four(Sums sums, const char* w, const char* x) {
+ML_INLINE Codes load_codes(const char* p) { return p; }
+ML_INLINE Four load_four(const char* p) { return p; }
+ML_INLINE void add_four(Sums& sums, Codes w, Four x) {
   for (int i = 0; i < kLanes; ++i) {
     for (int k = 0; k < 4; ++k) sums.v[i] += int32_t(int8_t(w[4 * i + k])) * int32_t(int8_t(x[k]));
   }
-  return sums;
 }
 ML_INLINE f32v finished(const Sums& sums, const int32_t*) {
   f32v value;
@@ -74,26 +78,36 @@ void run_rows(const char* panel, const char* x, int64_t ld, int64_t padded_k, fl
   const int32_t* const code_sums = reinterpret_cast<const int32_t*>(panel + kScaleBytes);
   for (int64_t column = 0; column < kPanel; column += kStripe) {
     Sums sums[rows][kVectors];
+#pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sums[r][v] = no_sums();
     }
+    const char* at[4];  // every third row, so that twelve addresses need few registers
+    for (int i = 0; i < 4; ++i) at[i] = x + 3 * i * ld;
     const char* w = panel + 2 * kScaleBytes + column * 4;
     for (int64_t k = 0; k < padded_k; k += kUnit, w += kPanel * 4) {
       __builtin_prefetch(w + 2048);
       if (kStripe > 16) __builtin_prefetch(w + 2048 + 64);
+      Codes codes[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) codes[v] = load_codes(w + v * kLanes * 4);
 #pragma GCC unroll 12
       for (int r = 0; r < rows; ++r) {
-        for (int v = 0; v < kVectors; ++v) sums[r][v] = add_four(sums[r][v], w + v * kLanes * 4, x + r * ld + k);
+        const Four four = load_four(at[r / 3] + (r % 3) * ld + k);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) add_four(sums[r][v], codes[v], four);
       }
     }
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
       float scale;
       __builtin_memcpy(&scale, x + r * ld + padded_k, sizeof(float));
+#pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-        const int64_t at = column + v * kLanes;
-        const f32v value = finished(sums[r][v], code_sums + at) * (f32v::set(scale) * f32v::load(scales + at));
-        value.store(out + r * kPanel + at);
+        const int64_t c = column + v * kLanes;
+        const f32v value = finished(sums[r][v], code_sums + c) * (f32v::set(scale) * f32v::load(scales + c));
+        value.store(out + r * kPanel + c);
       }
     }
   }
