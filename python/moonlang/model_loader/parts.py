@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from moonlang.layers.quantization.matrix import QuantizedMatrix
+from moonlang.kernels.matrix import QuantizedMatrix
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
+from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.linear import Linear
-from moonlang.layers.quantization.matrix import QuantizedMatrix
 from moonlang.layers.quantization.w8a8_int8 import Int8Linear
 from moonlang.model_loader.parts import Source
 from moonlang.model_loader.weights import WeightSource, as_float, open_weights

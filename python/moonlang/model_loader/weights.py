@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from moonlang.base import registry
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.quantization import Quantization
-from moonlang.layers.quantization.matrix import QuantizedMatrix
+from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.quantization.scheme import Scheme
 from moonlang.model_loader.checkpoint import Checkpoint
 
+_CHUNK = 4 << 20  # weights quantised at a time
 _WEIGHT = ".weight"
 _STORED_CODES = ("F8_E4M3", "F8_E5M2", "I8")  # of a tensor "NAME.weight" that holds no numbers but codes
 _HEADS = ("lm_head.weight", "embed_tokens.weight")  # the second where it serves as the first
@@ -36,7 +39,21 @@ def quantized(name: str, weight: Tensor, settings: Quantization | None) -> Tenso
     make = _scheme(method).make
     if make is None:
         raise ConfigError(f"Weights cannot be turned into {method}.", hint="Serve a checkpoint of that form.")
-    return make(weight)
+    rows = max(1, _CHUNK // weight.shape[1])
+    return _stacked([make(part) for part in weight.split(rows)])
+
+
+def _stacked(parts: list[QuantizedMatrix]) -> QuantizedMatrix:
+    """Rows are quantised by themselves, so a matrix is made in pieces: the floats of a whole one take much memory."""
+    if len(parts) == 1:
+        return parts[0]
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return dataclasses.replace(
+        parts[0],
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        zeros=torch.cat(zeros) if zeros else None,
+    )
 
 
 def as_float(matrix: Tensor | QuantizedMatrix) -> Tensor:

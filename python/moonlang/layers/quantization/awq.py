@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from moonlang.config.quantization import Quantization
+from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.quantization.gptq import unpack
-from moonlang.layers.quantization.matrix import QuantizedMatrix
 from moonlang.layers.quantization.scheme import Scheme
 
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # column i of eight is in nibble _PLACES[i]

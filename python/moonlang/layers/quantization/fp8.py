@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moonlang.config.quantization import Quantization
-from moonlang.layers.quantization.matrix import Kind, QuantizedMatrix
+from moonlang.kernels.matrix import Kind, QuantizedMatrix
 from moonlang.layers.quantization.scheme import Scheme
 
 _BLOCK = 128  # the only size in use; a matrix may end within a block

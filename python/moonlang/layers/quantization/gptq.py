@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moonlang.config.quantization import Quantization
-from moonlang.layers.quantization.matrix import QuantizedMatrix
+from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.quantization.scheme import Scheme
 
 

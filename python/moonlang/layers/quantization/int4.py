@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.quantization import int8
-from moonlang.layers.quantization.matrix import QuantizedMatrix
 from moonlang.layers.quantization.scheme import Scheme
 
 _GROUP = 128

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from moonlang.config.quantization import Quantization
+from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.quantization import fp8
-from moonlang.layers.quantization.matrix import QuantizedMatrix
 from moonlang.layers.quantization.scheme import Scheme
 
 _LARGEST = 127.0

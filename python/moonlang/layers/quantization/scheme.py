@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from moonlang.config.quantization import Quantization
-from moonlang.layers.quantization.matrix import QuantizedMatrix
+from moonlang.kernels.matrix import QuantizedMatrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from moonlang.config.quantization import Quantization
+from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.quantization import fp8, int8
-from moonlang.layers.quantization.matrix import QuantizedMatrix
 from moonlang.layers.quantization.scheme import Scheme
 
 _LARGEST = 127.0
@@ -30,7 +30,7 @@ def make(weight: Tensor) -> QuantizedMatrix:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x: [T, K] -> codes [T, K], whole numbers in [-127, 127] as float32, and scales [T, 1]: x is about codes * scales."""
+    """x: [T, K] -> codes [T, K], whole numbers in [-127, 127] as float32, and scales [T, 1]: x is codes * scales."""
     x = x.float()
     largest = x.abs().amax(1, keepdim=True)
     # A quotient, as in the kernels: a number over a tensor would be its reciprocal times the number.
