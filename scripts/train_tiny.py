@@ -13,11 +13,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from tiny.card import Figures, Record, write_card
 from tiny.evaluation import evaluate
+from tiny.model import build_model
 from tiny.tokenizer import build_tokenizer
-from tiny.training import build_model, make_deterministic, train
+from tiny.training import make_deterministic, train
 
 TOKENIZER_SEED, MODEL_SEED, DATA_SEED, EVALUATION_SEED = 1, 2, 3, 4
-STEPS = 1600
+STEPS = 1500
 VOCAB_SIZE = 1728
 EVALUATION_COUNT = 200
 

@@ -23,18 +23,23 @@ _SYSTEM_PROMPTS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A span of the curriculum: how often which length of sequence is drawn, and how much of it is recall."""
+    """A span of the curriculum: how often which length of sequence is drawn, and how much of it is recall.
+
+    The ``memory_share`` is the range for the part of a recall sequence that gives values to keys; questions fill the
+    rest.
+    """
 
     until: float
     length_shares: dict[int, float]
     recall_share: dict[int, float]
+    memory_share: tuple[float, float] = (0.3, 0.95)
 
 
 STAGES = (
-    Stage(0.20, {64: 1.0}, {64: 0.7}),
-    Stage(0.35, {128: 0.5, 256: 0.5}, {128: 0.5, 256: 0.5}),
-    Stage(0.55, {256: 0.6, 512: 0.4}, {256: 0.3, 512: 0.5}),
-    Stage(1.00, {256: 0.4, 512: 0.2, 1024: 0.2, 2048: 0.2}, {256: 0.2, 512: 0.4, 1024: 0.8, 2048: 0.9}),
+    Stage(0.12, {128: 1.0}, {128: 0.5}, memory_share=(0.12, 0.4)),
+    Stage(0.30, {128: 0.5, 256: 0.5}, {128: 0.4, 256: 0.4}),
+    Stage(0.60, {256: 0.7, 512: 0.3}, {256: 0.2, 512: 0.4}),
+    Stage(1.00, {256: 0.5, 512: 0.1, 1024: 0.2, 2048: 0.2}, {256: 0.15, 512: 0.3, 1024: 0.8, 2048: 0.9}),
 )
 """Recall is learned on short sequences first, where it forms fast, and is then stretched to long ones."""
 
@@ -59,16 +64,17 @@ class Curriculum:
         stage = next(stage for stage in STAGES if progress < stage.until)
         lengths = list(stage.length_shares)
         length = self._rng.choices(lengths, list(stage.length_shares.values()))[0]
-        rows = [self._row(length, stage.recall_share[length]) for _ in range(TOKENS_PER_STEP // length)]
+        rows = [self._row(length, stage) for _ in range(TOKENS_PER_STEP // length)]
         return Batch(
             ids=torch.tensor([[token for token, _ in row] for row in rows]),
             weights=torch.tensor([[weight for _, weight in row] for row in rows]),
         )
 
-    def _row(self, length: int, recall_share: float) -> list[tuple[int, float]]:
+    def _row(self, length: int, stage: Stage) -> list[tuple[int, float]]:
         """One sequence: either a single recall document, or many short documents."""
-        recall = self._rng.random() < recall_share
-        source = _recall_parts(self._rng, length) if recall else _short_parts(self._rng)
+        recall = self._rng.random() < stage.recall_share[length]
+        memory_tokens = int(length * self._rng.uniform(*stage.memory_share))
+        source = _recall_parts(self._rng, memory_tokens) if recall else _short_parts(self._rng)
         row: list[tuple[int, float]] = []
         while len(row) < length:
             parts = [next(source) for _ in range(16)]
@@ -83,7 +89,7 @@ def _short_parts(rng: Random) -> Iterator[Part]:
     tasks, shares = list(SHORT_TASKS), list(SHORT_TASKS.values())
     while True:
         kind = rng.random()
-        if kind < 0.15:
+        if kind < 0.25:
             yield from _examples_in_a_row(rng)
         elif kind < 0.5:
             yield from draw(rng.choices(tasks, shares)[0], rng).raw()
@@ -95,19 +101,17 @@ def _short_parts(rng: Random) -> Iterator[Part]:
 
 def _examples_in_a_row(rng: Random) -> Iterator[Part]:
     """Several examples of one task, a line each. The line ends are not learned: an answer ends with the end token."""
-    task = rng.choice((addition, copy_words))
+    task = addition if rng.random() < 0.8 else copy_words
     turns = [draw(task, rng) for _ in range(rng.randint(2, 8))]
     for turn in turns[:-1]:
         yield from (Part(turn.prompt, CONTEXT_WEIGHT), Part(turn.answer, ANSWER_WEIGHT), Part("\n", 0.0))
     yield from turns[-1].raw()
 
 
-def _recall_parts(rng: Random, length: int) -> Iterator[Part]:
-    """A memory of at most the length, and then questions for its keys without end."""
-    tokens = int(length * rng.uniform(0.3, 0.95))
-    memory = draw_memory(rng, tokens)
-    turns = memory.turns(rng)
-    if rng.random() < 0.5:
+def _recall_parts(rng: Random, memory_tokens: int) -> Iterator[Part]:
+    """A memory of about so many tokens, and then questions for its keys without end."""
+    turns = draw_memory(rng, memory_tokens).turns(rng)
+    if rng.random() < 0.6:
         while True:
             yield from next(turns).raw()
     while True:

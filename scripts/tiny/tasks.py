@@ -240,7 +240,6 @@ def counting(rng: Random) -> Turn:
 _PAIR_TOKENS = 5
 _SENTENCE_TOKENS = 12
 _INTRODUCTIONS = ("", "", "", "Remember these keys.\n", "Here are some keys: ", "Remember: ")
-_RAW_QUERIES = ("key {} ?", "key {} ?", "key {} =")
 _CHAT_QUERIES = (
     "key {} ?",
     "key {} ?",
@@ -261,9 +260,8 @@ class Memory:
     def turn(self, rng: Random, key: str, with_text: bool = True) -> Turn:
         """The question for a key, after the text or alone."""
         text = self.text if with_text else ""
-        query = rng.choice(_RAW_QUERIES).format(key)
         return Turn(
-            prompt=text + query,
+            prompt=f"{text}key {key} ?",
             answer=f" {self.values[key]}",
             question=text + rng.choice(_CHAT_QUERIES).format(key),
             reply=self.values[key],
@@ -305,10 +303,10 @@ def draw_memory(rng: Random, tokens: int, held_out: bool = False) -> Memory:
 
 
 SHORT_TASKS: dict[Task, float] = {
-    addition: 0.46,
+    addition: 0.50,
     copy_text: 0.18,
-    fill_json: 0.12,
-    tell_story: 0.10,
+    fill_json: 0.11,
+    tell_story: 0.07,
     capital: 0.02,
     small_talk: 0.06,
     foreign_question: 0.03,

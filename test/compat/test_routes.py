@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -47,6 +49,18 @@ ALIASES = [
 def test_every_route_answers(method: str, path: str, body: Any) -> None:
     async def case(it: Served) -> None:
         assert (await it.http.request(method, path, json=body)).status_code == 200
+
+    run_served(case, metrics=True)
+
+
+def test_the_reference_lists_exactly_the_routes_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text()
+    documented = set(re.findall(r"`(GET|HEAD|POST|PUT) (/\S*)`", page.partition("\n\nWith `--api-key`")[0]))
+
+    async def case(it: Served) -> None:
+        paths = (await it.http.get("/openapi.json")).json()["paths"]
+        served = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+        assert {(method, path.replace(":path", "")) for method, path in documented} == served
 
     run_served(case, metrics=True)
 

@@ -21,7 +21,7 @@ MODEL_VARIABLE = "MOONLANG_E2E_MODEL"  # another checkpoint than the embedded on
 
 
 class LiveServer:
-    """`python -m moonlang.launch_server` on a free port, logging into `folder`. A context manager: up inside the block."""
+    """`python -m moonlang.launch_server` on a free port, logging into `folder`. As a context manager: up inside it."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
         self.port = _free_port()

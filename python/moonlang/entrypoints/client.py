@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 from moonlang.base import clock, log
 from moonlang.base.errors import PeerError, RequestError
@@ -29,6 +29,7 @@ from moonlang.text.tokenizer import Tokenizer
 _log = log.get(__name__)
 
 SCHEDULER = "scheduler"
+Verb = Literal["ping", "flush_cache", "state", "loads"]  # of core.messages.Control
 INLINE_ENCODE_CHARS = 4096  # longer prompts are tokenised on a thread, so that they hold up nobody's stream
 ENCODE_THREADS = 2
 HOPELESS_FACTOR = 4  # a prompt of so many times the characters that fit the context is not even tokenised
@@ -189,7 +190,7 @@ class EngineClient:
         text = message or "Aborted by an abort request."
         self._send_abort(Abort(rid=rid, abort_all=every, message=text))
 
-    async def control(self, verb: str, args: dict[str, Any] | None = None, timeout_s: float = 10) -> Reply:
+    async def control(self, verb: Verb, args: dict[str, Any] | None = None, timeout_s: float = 10) -> Reply:
         """One management call to the scheduler. RequestError 503 or 504 when it does not answer."""
         if self.failure:
             raise RequestError(self.failure, status=503)
@@ -198,7 +199,7 @@ class EngineClient:
         reply: asyncio.Future[Reply] = self.loop.create_future()
         self._replies[number] = reply
         try:
-            self._endpoint.send(SCHEDULER, Control(id=number, verb=verb, args=args or {}))  # type: ignore[arg-type]
+            self._endpoint.send(SCHEDULER, Control(id=number, verb=verb, args=args or {}))
             return await asyncio.wait_for(reply, timeout_s)
         except PeerError as error:
             raise RequestError(f"The scheduler does not take calls: {error.message}", status=503) from error

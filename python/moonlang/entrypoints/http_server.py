@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from moonlang.base import log
-from moonlang.base.errors import ConfigError, MoonLangError, RequestError
+from moonlang.base.errors import ConfigError, PeerError, RequestError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.prepare import prepare
 from moonlang.config.server_args import ServerArgs
@@ -28,7 +28,7 @@ from moonlang.observability import buckets
 from moonlang.observability.metrics import ServerMetrics
 from moonlang.observability.request_log import RequestLog
 from moonlang.roles.exits import describe
-from moonlang.roles.supervisor import Cluster, launch
+from moonlang.roles.supervisor import Cluster
 from moonlang.text.chat_template import ChatTemplate
 from moonlang.text.tokenizer import load_tokenizer
 
@@ -46,20 +46,20 @@ def serve(args: ServerArgs) -> int:
     log.configure("server", args.log_level)
     with _stopped_by_signals(), _listening(args.host, args.port) as listener:
         prepared = prepare(args)
+        cluster = Cluster(prepared.args, prepared.model)
         try:
-            cluster = launch(prepared.args, prepared.model)
-        except ConfigError:
-            raise
-        except MoonLangError as error:
+            server = _server(prepared.args, prepared.model, cluster)  # while the roles load the model
+            cluster.wait_ready()
+            server.run(sockets=[listener])
+            return server.exit_status
+        except PeerError as error:
             _log.error("The server cannot start. %s", error)
             return 1
-        try:
-            return _run(prepared.args, prepared.model, cluster, listener)
         finally:
             cluster.close()
 
 
-def _run(args: ServerArgs, model: ModelConfig, cluster: Cluster, listener: socket.socket) -> int:
+def _server(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> _Server:
     client = _client(args, model, cluster)
     health = Health.from_environment(client)
     folder = args.tokenizer_path or model.path
@@ -83,9 +83,7 @@ def _run(args: ServerArgs, model: ModelConfig, cluster: Cluster, listener: socke
         ssl_ca_certs=args.ssl_ca_certs,
         ssl_keyfile_password=args.ssl_keyfile_password,
     )
-    server = _Server(config, client, health, cluster)
-    server.run(sockets=[listener])
-    return server.exit_status
+    return _Server(config, client, health, cluster)
 
 
 def _client(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> EngineClient:

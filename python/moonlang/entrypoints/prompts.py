@@ -18,6 +18,8 @@ from moonlang.entrypoints.client import EngineClient
 
 MAX_SEQUENCES_PER_CALL = 4096  # prompts times samples
 MAX_RID_CHARS = 256
+MAX_LOGPROB_CHOICES = 1024  # alternatives per position
+MAX_PROMPT_LOGPROBS = 2_000_000  # numbers: they travel in few messages, which have a size limit
 MAX_KEY_CHARS = 1024
 
 
@@ -165,8 +167,17 @@ def cache_key(cache_salt: str | None, extra_key: str | None) -> str:
 def logprob_spec(client: EngineClient, prompt_len: int, *, start: int, top: int, ids: Sequence[int]) -> LogprobSpec:
     """Which log probabilities to compute. start: -1 for output only."""
     vocab = client.model.vocab_size
+    if len(ids) > MAX_LOGPROB_CHOICES:
+        raise RequestError(f"token_ids_logprob must hold at most {MAX_LOGPROB_CHOICES} token ids, got {len(ids)}.")
     if not -1 <= start <= prompt_len:
         raise RequestError(f"logprob_start_len must be in [-1, {prompt_len}], got {shown(start)}.")
-    if not 0 <= top <= vocab:
-        raise RequestError(f"top_logprobs_num must be in [0, {vocab}], got {shown(top)}.")
+    most = min(vocab, MAX_LOGPROB_CHOICES)
+    if not 0 <= top <= most:
+        raise RequestError(f"top_logprobs_num must be in [0, {most}], got {shown(top)}.")
+    entries = (prompt_len - start) * (1 + top + len(ids)) if start >= 0 else 0
+    if entries > MAX_PROMPT_LOGPROBS:
+        raise RequestError(
+            f"Log probabilities of this prompt would be {entries} numbers, more than {MAX_PROMPT_LOGPROBS}.",
+            hint="Ask for fewer alternatives, or set logprob_start_len further on.",
+        )
     return LogprobSpec(start=start, top=top, ids=tuple(checked_ids(list(ids), vocab, "token_ids_logprob")))

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-import moonlang
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.base.errors import ConfigError, MoonLangError, PeerError
 from moonlang.messaging.wakeup import Wakeup
@@ -174,6 +173,6 @@ class ProcessGroup:
 
 def _environment() -> dict[str, str]:
     """Ours, with the folder of this very package first on the children's path."""
-    root = str(Path(moonlang.__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     rest = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{rest}" if rest else root}

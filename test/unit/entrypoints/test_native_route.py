@@ -140,6 +140,7 @@ def test_a_batched_stream_tells_its_sequences_apart() -> None:
         ({"text": "a", "rid": "x" * 300}, "rid must be at most 256 characters"),
         ({"text": "a", "return_logprob": True, "logprob_start_len": 9}, "logprob_start_len must be in [-1, 1]"),
         ({"text": "a", "return_logprob": True, "top_logprobs_num": -1}, "top_logprobs_num must be in"),
+        ({"text": "a", "return_logprob": True, "token_ids_logprob": [1] * 1025}, "at most 1024 token ids, got 1025"),
         ({"text": "a", "return_logprob": True, "token_ids_logprob": [9999]}, "token_ids_logprob must hold token ids"),
         ({"text": "a", "sampling_params": {"n": 0}}, "n must be an integer in [1, 1024]"),
         ({"text": ["a"] * 5, "sampling_params": {"n": 1000}}, "at most 4096 sequences"),

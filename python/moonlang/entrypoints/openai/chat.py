@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,8 +16,9 @@ from moonlang.entrypoints import exchange, generation, prompts
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.exchange import EventStream, json_response
 from moonlang.entrypoints.openai import conversation, shapes
+from moonlang.entrypoints.openai.chunks import Chunks
 from moonlang.entrypoints.openai.protocol import REFUSED, ChatRequest, native_sampling
-from moonlang.entrypoints.openai.route import Envelope, refused, sampling_defaults, wants_usage
+from moonlang.entrypoints.openai.route import Envelope, refused, sampling_defaults
 from moonlang.entrypoints.openai.shapes import Tally
 from moonlang.entrypoints.prompts import Common, Prompt
 from moonlang.entrypoints.stream import merge
@@ -49,7 +49,7 @@ class ChatRoutes:
             messages = await self._messages(body, rid)
             stream = exchange.watch(client.open(messages), request.receive)
             if body.stream:
-                return EventStream(stream, await exchange.begin(stream), _Chunks(client, body, rid, len(messages)))
+                return EventStream(stream, await exchange.begin(stream), _chunks(client, body, rid, len(messages)))
             found: list[list[TextDelta]] = [[] for _ in messages]
             await exchange.collect(stream, lambda index, delta: found[index].append(delta))
         except RequestError as error:
@@ -121,49 +121,40 @@ def _answer(client: EngineClient, body: ChatRequest, rid: str, wholes: list[Text
     return Envelope(client, body, rid, "chat.completion").answer(choices, usage)
 
 
-class _Chunks:
-    """Renders chat chunks. A chunk with nothing but text, nearly every one, is put together from prepared bytes."""
+def _chunks(client: EngineClient, body: ChatRequest, rid: str, count: int) -> Chunks:
+    envelope = Envelope(client, body, rid, "chat.completion.chunk")
+    return Chunks(client, body, envelope, _Choices(client, body, count), count=count, samples=count)
 
-    def __init__(self, client: EngineClient, body: ChatRequest, rid: str, count: int) -> None:
+
+class _Choices:
+    """The choices of a chat stream: first the role, then content, at last the reason for the end."""
+
+    def __init__(self, client: EngineClient, body: ChatRequest, count: int) -> None:
         self._client = client
         self._logprobs = bool(body.logprobs)
-        self._envelope = Envelope(client, body, rid, "chat.completion.chunk")
-        self._usage_at_end, self._usage_always = wants_usage(client, body.stream_options)
-        self._tallies = [Tally() for _ in range(count)]
         self._begun = [False] * count
-        self._fixed = [self._fixed_parts(index) for index in range(count)]
-        self._encode = msgspec.json.Encoder().encode
 
-    def render(self, items: list[tuple[int, TextDelta]]) -> bytes:
-        if len(items) == 1:
-            return self._one(*items[0])
-        by_index: dict[int, list[TextDelta]] = {}
-        for index, delta in items:
-            by_index.setdefault(index, []).append(delta)
-        return b"".join(self._one(index, merge(deltas)) for index, deltas in by_index.items())
+    def plain(self, index: int, text: str) -> dict[str, Any]:
+        return self._choice(index, {"content": text})
 
-    def end(self) -> bytes:
-        return exchange.event(self._envelope.chunk([], self._usage())) if self._usage_at_end else b""
-
-    def _one(self, index: int, delta: TextDelta) -> bytes:
-        self._tallies[index].add(delta)
+    def render(self, chunks: Chunks, index: int, delta: TextDelta) -> bytes:
         parts: list[bytes] = []
         if not self._begun[index]:
             self._begun[index] = True
-            parts.append(self._chunk(index, {"role": "assistant", "content": ""}))
-        if self._logprobs or self._usage_always:
+            parts.append(chunks.chunk(self._choice(index, {"role": "assistant", "content": ""})))
+        if self._logprobs or chunks.usage_always:
             if delta.text or delta.output:
                 logprobs = shapes.chat_logprobs(delta.output, self._client.token_text) if self._logprobs else None
-                parts.append(self._chunk(index, {"content": delta.text}, logprobs=logprobs))
+                parts.append(chunks.chunk(self._choice(index, {"content": delta.text}, logprobs=logprobs)))
         elif delta.text:
-            before, after = self._fixed[index]
-            parts += (before, self._encode(delta.text), after)
+            parts.append(chunks.text(index, delta.text))
         if delta.finish is not None:
             stop = shapes.matched_stop(delta.finish)
-            parts.append(self._chunk(index, {"content": None}, finish=delta.finish.kind, matched_stop=stop))
+            last = self._choice(index, {"content": None}, finish=delta.finish.kind, matched_stop=stop)
+            parts.append(chunks.chunk(last))
         return b"".join(parts)
 
-    def _chunk(
+    def _choice(
         self,
         index: int,
         delta: dict[str, Any],
@@ -171,20 +162,11 @@ class _Chunks:
         logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
         matched_stop: int | str | None = None,
-    ) -> bytes:
-        choice = {
+    ) -> dict[str, Any]:
+        return {
             "index": index,
             "delta": {"role": None, **delta, "reasoning_content": None, "tool_calls": None},
             "logprobs": logprobs,
             "finish_reason": finish,
             "matched_stop": matched_stop,
         }
-        return exchange.event(self._envelope.chunk([choice], self._usage() if self._usage_always else None))
-
-    def _fixed_parts(self, index: int) -> tuple[bytes, bytes]:
-        """The bytes before and after the text of a plain chunk."""
-        before, after = self._chunk(index, {"content": "\0"}).split(b'"\\u0000"')
-        return before, after
-
-    def _usage(self) -> dict[str, Any]:
-        return shapes.usage(self._tallies, len(self._tallies), self._client.args.enable_cache_report)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,8 +16,9 @@ from moonlang.entrypoints import exchange, generation, prompts
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.exchange import EventStream, json_response
 from moonlang.entrypoints.openai import shapes
+from moonlang.entrypoints.openai.chunks import Chunks
 from moonlang.entrypoints.openai.protocol import REFUSED, CompletionRequest, native_sampling
-from moonlang.entrypoints.openai.route import Envelope, refused, sampling_defaults, wants_usage
+from moonlang.entrypoints.openai.route import Envelope, refused, sampling_defaults
 from moonlang.entrypoints.openai.shapes import LegacyLogprobs, Tally
 from moonlang.entrypoints.prompts import Common, Prompt
 from moonlang.entrypoints.stream import merge
@@ -46,7 +47,7 @@ class CompletionRoutes:
             call = await self._call(body, rid)
             stream = exchange.watch(client.open(call.messages), request.receive)
             if body.stream:
-                return EventStream(stream, await exchange.begin(stream), _Chunks(client, body, call))
+                return EventStream(stream, await exchange.begin(stream), _chunks(client, body, call))
             found: list[list[TextDelta]] = [[] for _ in call.messages]
             await exchange.collect(stream, lambda index, delta: found[index].append(delta))
         except RequestError as error:
@@ -80,16 +81,14 @@ class CompletionRoutes:
         return prompt if isinstance(prompt, str) else self._client.need_tokenizer().decode(prompt, False)
 
 
+@dataclass(frozen=True, slots=True)
 class _Call:
-    """A checked request. echoes: what each choice's text begins with; samples: choices per prompt."""
+    """A checked request. samples: choices per prompt; echoes: what each choice's text begins with."""
 
-    __slots__ = ("echoes", "messages", "rid", "samples")
-
-    def __init__(self, rid: str, messages: list[Generate], samples: int, echoes: list[str]) -> None:
-        self.rid = rid
-        self.messages = messages
-        self.samples = samples
-        self.echoes = echoes
+    rid: str
+    messages: list[Generate]
+    samples: int
+    echoes: list[str]
 
 
 def _prompts(value: str | list[Any]) -> list[str | list[Any]]:
@@ -134,67 +133,46 @@ def _answer(client: EngineClient, body: CompletionRequest, call: _Call, wholes: 
     return Envelope(client, body, call.rid, "text_completion").answer(choices, usage)
 
 
-class _Chunks:
-    """Renders completion chunks. A chunk with nothing but text is put together from prepared bytes."""
+def _chunks(client: EngineClient, body: CompletionRequest, call: _Call) -> Chunks:
+    envelope = Envelope(client, body, call.rid, "text_completion")
+    choices = _Choices(client, body, call)
+    return Chunks(client, body, envelope, choices, count=len(call.messages), samples=call.samples)
+
+
+class _Choices:
+    """The choices of a completion stream: the echo of the prompt, text, at last the reason for the end."""
 
     def __init__(self, client: EngineClient, body: CompletionRequest, call: _Call) -> None:
-        self._client = client
-        self._call = call
-        self._envelope = Envelope(client, body, call.rid, "text_completion")
-        self._usage_at_end, self._usage_always = wants_usage(client, body.stream_options)
-        count = len(call.messages)
-        self._tallies = [Tally() for _ in range(count)]
         self._echoes = list(call.echoes)
         self._logprobs: list[LegacyLogprobs] = []
         if body.logprobs is not None:
-            self._logprobs = [LegacyLogprobs(client.token_text, body.logprobs > 0) for _ in range(count)]
-        self._fixed = [self._fixed_parts(index) for index in range(count)]
-        self._encode = msgspec.json.Encoder().encode
+            self._logprobs = [LegacyLogprobs(client.token_text, body.logprobs > 0) for _ in call.messages]
 
-    def render(self, items: list[tuple[int, TextDelta]]) -> bytes:
-        if len(items) == 1:
-            return self._one(*items[0])
-        by_index: dict[int, list[TextDelta]] = {}
-        for index, delta in items:
-            by_index.setdefault(index, []).append(delta)
-        return b"".join(self._one(index, merge(deltas)) for index, deltas in by_index.items())
+    def plain(self, index: int, text: str) -> dict[str, Any]:
+        return self._choice(index, text)
 
-    def end(self) -> bytes:
-        return exchange.event(self._envelope.chunk([], self._usage())) if self._usage_at_end else b""
-
-    def _one(self, index: int, delta: TextDelta) -> bytes:
-        self._tallies[index].add(delta)
+    def render(self, chunks: Chunks, index: int, delta: TextDelta) -> bytes:
         text = delta.text
         if self._echoes[index]:
             text, self._echoes[index] = self._echoes[index] + text, ""
-        if delta.finish is None and not self._logprobs and not self._usage_always:
-            before, after = self._fixed[index]
-            return before + self._encode(text) + after if text else b""
+        if delta.finish is None and not self._logprobs and not chunks.usage_always:
+            return chunks.text(index, text) if text else b""
         logprobs = self._logprobs[index].take(_entries(delta)) if self._logprobs else None
         finish = delta.finish.kind if delta.finish is not None else None
-        return self._chunk(index, text, logprobs, finish, shapes.matched_stop(delta.finish))
+        return chunks.chunk(self._choice(index, text, logprobs, finish, shapes.matched_stop(delta.finish)))
 
-    def _chunk(
+    def _choice(
         self,
         index: int,
         text: str,
         logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
         matched_stop: int | str | None = None,
-    ) -> bytes:
-        choice = {
+    ) -> dict[str, Any]:
+        return {
             "index": index,
             "text": text,
             "logprobs": logprobs,
             "finish_reason": finish,
             "matched_stop": matched_stop,
         }
-        return exchange.event(self._envelope.chunk([choice], self._usage() if self._usage_always else None))
-
-    def _fixed_parts(self, index: int) -> tuple[bytes, bytes]:
-        """The bytes before and after the text of a plain chunk."""
-        before, after = self._chunk(index, "\0").split(b'"\\u0000"')
-        return before, after
-
-    def _usage(self) -> dict[str, Any]:
-        return shapes.usage(self._tallies, self._call.samples, self._client.args.enable_cache_report)
