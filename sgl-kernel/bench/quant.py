@@ -2,8 +2,8 @@
 
     python bench/quant.py [--rows 1 4 32 256] [--shape 98304 1024] [--seconds 0.5]
 
-Bits per weight count scales and zero points. The ratio is the median of bf16's time over that of the kind. The weights do
-not fit in the caches.
+Bits per weight count scales and zero points. The ratio is the median of bf16's time over that of the kind. The weights
+do not fit in the caches.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import sgl_kernel
 import torch
@@ -64,7 +65,7 @@ def main() -> None:
     print(f"{sgl_kernel.isa()}, {sgl_kernel.threads()} threads, {n} x {k}")
     for m in args.rows:
         x, y = torch.randn(m, k).bfloat16(), torch.empty(m, n, dtype=torch.bfloat16)
-        calls = {name: (lambda w=w: sgl_kernel.gemm(w, x, y)) for name, w in packed.items()}
+        calls = {name: partial(sgl_kernel.gemm, w, x, y) for name, w in packed.items()}
         times = interleaved(calls, args.seconds)
         for name, found in times.items():
             size, middle = packed[name].bytes, statistics.median(found)
