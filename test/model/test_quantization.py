@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moonlang.base.errors import ConfigError
+from moonlang.config.host import cpu_kernels
 from moonlang.model_loader import fingerprint, load_model
 from moonlang.models.registry import spec_for, specs
 
@@ -69,11 +70,16 @@ def write(folder: Path, config: dict[str, Any], settings: dict[str, Any] | None,
     return model
 
 
-def logits_of(folder: Path, **args: Any) -> tuple[list[int], torch.Tensor]:
-    """The tokens after the prompt and the log probabilities of all positions, from chunks of 16."""
+def logits_of(folder: Path, kernels: bool = False, **args: Any) -> tuple[list[int], torch.Tensor]:
+    """The tokens and the log probabilities of all positions, from chunks of 16, by torch or the kernels."""
     config = read_config(folder, **args)
     spec = spec_for(config, "moonlang")
-    driver = PagedDriver(load_model(config, spec), spec.kv_schema(config, 8), 64)
+    if kernels:
+        from program_driver import ProgramDriver  # imports sgl_kernel
+
+        driver = ProgramDriver(config, spec, 8, 64)
+    else:
+        driver = PagedDriver(load_model(config, spec), spec.kv_schema(config, 8), 64)
     sequence = driver.sequence(PROMPT)
     driver.generate([sequence], 16, 6)
     return sequence.tokens, torch.stack(sequence.logits).log_softmax(-1)
@@ -86,11 +92,15 @@ def expect(model: nn.Module, tokens: list[int], logits: torch.Tensor, tolerance:
     assert tokens[len(PROMPT) :] == wanted[len(PROMPT) - 1 :].argmax(-1).tolist()
 
 
+WITH_KERNELS = [False, pytest.param(True, marks=pytest.mark.skipif(not cpu_kernels(), reason="no sgl-kernel"))]
+
+
+@pytest.mark.parametrize("kernels", WITH_KERNELS, ids=["torch", "kernels"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_quantized_checkpoint_is_the_float_model_it_stands_for(form: str, tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_is_the_float_model_it_stands_for(form: str, kernels: bool, tmp_path: Path) -> None:
     settings, pack = FORMATS[form]
     model = write(tmp_path, config_of(), settings, pack)
-    expect(model, *logits_of(tmp_path))
+    expect(model, *logits_of(tmp_path, kernels))
 
 
 def test_zero_biases_of_gptq_files_are_not_in_the_way(tmp_path: Path) -> None:
@@ -146,11 +156,14 @@ def pack_experts(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
     return tensors
 
 
+@pytest.mark.parametrize("kernels", WITH_KERNELS, ids=["torch", "kernels"])
 @pytest.mark.parametrize(("method", "error"), [("int8", 0.08), ("fp8", 0.3), ("w8a8_int8", 0.12), ("int4", 0.9)])
-def test_float_checkpoints_are_quantized_while_loading(method: str, error: float, tmp_path: Path) -> None:
+def test_float_checkpoints_are_quantized_while_loading(
+    method: str, error: float, kernels: bool, tmp_path: Path
+) -> None:
     """error: the largest mean absolute difference of log probabilities; random weights are the worst case."""
     model = write(tmp_path, config_of(hidden_size=256, intermediate_size=320), None, None)
-    tokens, logits = logits_of(tmp_path, quantization=method)
+    tokens, logits = logits_of(tmp_path, kernels, quantization=method)
     with torch.inference_mode():
         wanted = model(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)
     difference = (logits - wanted).abs().mean()

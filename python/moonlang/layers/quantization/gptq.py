@@ -39,10 +39,11 @@ def read(tensors: Mapping[str, Tensor], settings: Quantization) -> QuantizedMatr
     order = _order(tensors.get("g_idx"), k, groups)
     if order is not None:
         unpacked = unpacked[order]
+    rows = unpacked.T.contiguous()
     centred = zeros.T.float() - middle
     return QuantizedMatrix(
         kind="int4" if bits == 4 else "int8",
-        codes=(unpacked.T.contiguous() ^ middle).view(torch.int8) if bits == 8 else (unpacked.T.to(torch.int8) - 8),
+        codes=(rows ^ middle).view(torch.int8) if bits == 8 else rows.view(torch.int8) - 8,
         scales=scales.T.float().contiguous(),
         zeros=centred.contiguous() if centred.any() else None,
         group=-(-k // groups),
