@@ -9,9 +9,8 @@ shared host's memory rate swings. The figures mean something on an otherwise idl
 import argparse
 import time
 
-import torch
-
 import sgl_kernel as kernels
+import torch
 from sgl_kernel import _C
 
 SHAPES = [(3072, 1024), (1024, 3072), (151936, 1024)]  # N, K: out, in

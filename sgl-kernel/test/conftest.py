@@ -1,4 +1,4 @@
-"""Every test runs on every instruction set of this machine, and starts from a seed of its own and two kernel threads."""
+"""Every test runs on every instruction set of this machine, from a seed of its own, with two kernel threads."""
 
 from __future__ import annotations
 

@@ -3,9 +3,8 @@
 import os
 
 import pytest
-import torch
-
 import sgl_kernel as kernels
+import torch
 from sgl_kernel.cache import PackedCache, content_key
 
 pytestmark = pytest.mark.parametrize("isa", ["generic"], indirect=True)  # the layout is the same for all

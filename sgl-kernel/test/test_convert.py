@@ -1,9 +1,8 @@
 """Element types: every value of the narrow ones, and the rounding of float32."""
 
 import pytest
-import torch
-
 import sgl_kernel as kernels
+import torch
 
 NARROW = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]
 

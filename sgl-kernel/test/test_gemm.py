@@ -3,9 +3,8 @@
 import itertools
 
 import pytest
-import torch
-
 import sgl_kernel as kernels
+import torch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ACTIVATIONS = {

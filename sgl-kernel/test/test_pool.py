@@ -7,9 +7,8 @@ import threading
 import time
 
 import pytest
-import torch
-
 import sgl_kernel as kernels
+import torch
 
 pytestmark = pytest.mark.parametrize("isa", ["generic"], indirect=True)  # the pool has one code for all
 

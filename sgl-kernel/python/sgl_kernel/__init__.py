@@ -1,8 +1,8 @@
 """MoonLang's CPU kernels.
 
 Arrays are anything that speaks DLPack (torch, numpy ...); outputs are written into arrays of the caller. Every function
-checks shapes and types and raises ValueError. The instruction set is chosen at run time (`isa()`); the environment variable
-MOONLANG_CPU_ISA=avx512|avx2|generic or `force_isa` chooses another one that the machine has.
+checks shapes and types and raises ValueError. The instruction set is chosen at run time (`isa()`); the environment
+variable MOONLANG_CPU_ISA=avx512|avx2|generic or `force_isa` chooses another one that the machine has.
 """
 
 from sgl_kernel.attention import AttendPlan, KvPages, attend

@@ -166,7 +166,11 @@ def test_quantization_that_cannot_be_served(tmp_path, settings, wish, says):
 
 
 def test_compressed_tensors(tmp_path):
-    for kind, activations, method in (("float", {}, "fp8"), ("int", None, "int8"), ("int", {"dynamic": True}, "w8a8_int8")):
+    for kind, activations, method in (
+        ("float", {}, "fp8"),
+        ("int", None, "int8"),
+        ("int", {"dynamic": True}, "w8a8_int8"),
+    ):
         group = {"weights": {"type": kind, "num_bits": 8}, "input_activations": activations}
         settings = {"quant_method": "compressed-tensors", "format": f"{kind}-quantized", "config_groups": {"g": group}}
         assert load(tmp_path, LLAMA | {"quantization_config": settings}).quantization.method == method
