@@ -30,7 +30,54 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     },
+    # a small Llama
+    "S": {
+        "vocab_size": 16384,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    # Qwen3-0.6B
+    "M": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 8192,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+    # a small mixture of experts
+    "E": {
+        "model_type": "qwen3_moe",
+        "vocab_size": 16384,
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "moe_intermediate_size": 384,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "max_position_embeddings": 8192,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+    },
 }
+_TOKENIZER_WORDS = 16384  # at most: training a larger one takes minutes, and the prompts are token ids
 _CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 
 
@@ -40,13 +87,13 @@ def make(name: str, folder: Path) -> Path:
     if (path / "model.safetensors").exists():
         return path
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = SHAPES[name]
-    _tokenizer(shape["vocab_size"]).save_pretrained(path)
+    shape = {"model_type": "llama", "bos_token_id": 0, "eos_token_id": 1, "rms_norm_eps": 1e-6, **SHAPES[name]}
+    _tokenizer(min(shape["vocab_size"], _TOKENIZER_WORDS)).save_pretrained(path)
     torch.manual_seed(1234)
-    config = LlamaConfig(**shape, bos_token_id=0, eos_token_id=1, dtype="bfloat16")
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape, dtype="bfloat16")
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
     return path
 
 

@@ -32,7 +32,7 @@ READ_BY_CONFIG = {
     "messaging_backend",
 }
 # Choices that SGLang does not have.
-OWN_CHOICES = {"--model-impl": {"moonlang"}}
+OWN_CHOICES = {"--model-impl": {"moonlang"}, "--quantization": {"int8", "int4"}, "--attention-backend": {"cpu"}}
 
 
 def by_name(rows):

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import load, reference_model, write_checkpoint
+from checkpoints import load, read_config, reference_model, write_checkpoint
 from paged_driver import PagedDriver, Sequence
 from torch import nn
 
-from moonlang.models.registry import specs
+from moonlang.config.host import cpu_kernels
+from moonlang.models.registry import spec_for, specs
 
 TOLERANCE = 1e-4
 NEW_TOKENS = 6
@@ -48,6 +49,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-no-window": ("mistral", {"sliding_window": None}),
     "qwen2-full": ("qwen2", {"use_sliding_window": False}),
     "qwen3-layer-types": ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "layer_types": QWEN_KINDS}),
+    "qwen3_moe-raw-sparse": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": []}),
+    "qwen2_moe-all": ("qwen2_moe", {"use_sliding_window": False, "norm_topk_prob": True, "decoder_sparse_step": 1}),
     "gemma2-uncapped": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gemma3-new-rope": ("gemma3", {"rope_parameters": GEMMA3_ROPE, "rope_scaling": None}),
 }
@@ -63,9 +66,23 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     ), folder
 
 
-def driver_for(folder: Path, page_size: int, dtype: str = "float32") -> PagedDriver:
+@pytest.fixture(params=["torch", "program"])
+def path(request: pytest.FixtureRequest) -> str:
+    """What computes the model: modules of torch, or the program of the CPU kernels."""
+    if request.param == "program" and not cpu_kernels():
+        pytest.skip("sgl-kernel is not installed")
+    return request.param
+
+
+def driver_for(folder: Path, page_size: int, dtype: str = "float32", path: str = "torch") -> PagedDriver:
+    pages = 1200 // page_size + 20
+    if path == "program":
+        from program_driver import ProgramDriver
+
+        config = read_config(folder, dtype)
+        return ProgramDriver(config, spec_for(config), page_size, pages)
     model, spec, config = load(folder, dtype)
-    return PagedDriver(model, spec.kv_schema(config, page_size), num_pages=1200 // page_size + 20)
+    return PagedDriver(model, spec.kv_schema(config, page_size), pages)
 
 
 def check(reference: nn.Module, sequence: Sequence) -> None:
@@ -80,9 +97,9 @@ def check(reference: nn.Module, sequence: Sequence) -> None:
 
 
 @pytest.mark.parametrize(("chunk", "page_size"), [(1, 1), (7, 4), (16, 16), (1000, 64), (1000, 1)])
-def test_same_as_transformers(checkpoint: tuple[nn.Module, Path], chunk: int, page_size: int) -> None:
+def test_same_as_transformers(checkpoint: tuple[nn.Module, Path], chunk: int, page_size: int, path: str) -> None:
     reference, folder = checkpoint
-    driver = driver_for(folder, page_size)
+    driver = driver_for(folder, page_size, path=path)
     words = random.Random(page_size)
     prompts = [[words.randrange(256) for _ in range(length)] for length in (1, 5, 17, 32, 66, 90)]
     first = [driver.sequence(prompt) for prompt in prompts]
@@ -95,7 +112,7 @@ def test_same_as_transformers(checkpoint: tuple[nn.Module, Path], chunk: int, pa
         check(reference, sequence)
 
 
-def test_dynamic_rope_past_its_trained_length(tmp_path: Path) -> None:
+def test_dynamic_rope_past_its_trained_length(tmp_path: Path, path: str) -> None:
     """Token by token transformers grows theta with the position; here that holds for any chunking."""
     config = specs()["llama"].tiny() | {"max_position_embeddings": 24}
     config["rope_scaling"] = {"rope_type": "dynamic", "factor": 4.0}
@@ -108,7 +125,7 @@ def test_dynamic_rope_past_its_trained_length(tmp_path: Path) -> None:
             past = out.past_key_values
             expected.append(out.logits[0, -1])
     for chunk in (7, 60):
-        driver = driver_for(tmp_path, 8)
+        driver = driver_for(tmp_path, 8, path=path)
         sequence = driver.sequence(tokens)
         driver.generate([sequence], chunk, 1)
         got = torch.stack(sequence.logits).log_softmax(-1)
@@ -133,14 +150,14 @@ def test_the_spelling_of_new_and_old_config_files(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", specs())
-def test_bfloat16_rounds_as_transformers_does(name: str, tmp_path: Path) -> None:
+def test_bfloat16_rounds_as_transformers_does(name: str, tmp_path: Path, path: str) -> None:
     """Half precision cannot agree to 1e-4; but it must be no further from float32 than transformers in bfloat16 is."""
     exact = write_checkpoint(tmp_path, specs()[name].tiny())
     tokens = [random.Random(2).randrange(256) for _ in range(48)]
     with torch.inference_mode():
         expected = exact(torch.tensor([tokens])).logits[0].log_softmax(-1)
         theirs = exact.bfloat16()(torch.tensor([tokens])).logits[0].float().log_softmax(-1)
-    driver = driver_for(tmp_path, 16, "bfloat16")
+    driver = driver_for(tmp_path, 16, "bfloat16", path)
     sequence = driver.sequence(tokens)
     driver.generate([sequence], 20, 1)
     ours = torch.stack(sequence.logits).log_softmax(-1)

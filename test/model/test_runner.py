@@ -104,7 +104,7 @@ def hold_back_end() -> SamplingParams:
 @pytest.mark.parametrize("rounded", [exact, bucket])
 def test_mixed_chunked_overlapped_batches_match_generate(folder, reference, page_size, chunk, impl, rounded):
     runner = make(folder, page_size, model_impl=impl)
-    runner._runner._rounded = rounded  # what bfloat16 on CPU would choose
+    runner._runner._network._rounded = rounded  # what bfloat16 on CPU would choose
     driver = PlanDriver(runner, chunk)
     jobs = [Job(list(prompt), hold_back_end(), NEW) for prompt in prompts(10)]
     waiting = jobs[::-1]

@@ -1,4 +1,4 @@
-"""Drives a model through BatchLayout directly: sequences with page tables, mixed batches, chunks, shared prefixes."""
+"""Drives a model without a runner: sequences with page tables, mixed batches, chunks, shared prefixes."""
 
 from __future__ import annotations
 
@@ -51,11 +51,14 @@ class PagedDriver:
             made.computed = made.first = len(made.pages) * self.page
         return made
 
-    def layout(self, rows: list[tuple[Sequence, int]]) -> BatchLayout:
-        """rows: (sequence, tokens to compute); decode rows first."""
+    def grow(self, rows: list[tuple[Sequence, int]]) -> None:
+        """Give each sequence the pages it needs."""
         for sequence, count in rows:
             while len(sequence.pages) * self.page < sequence.computed + count:
                 sequence.pages.append(self.free.pop())
+
+    def layout(self, rows: list[tuple[Sequence, int]]) -> BatchLayout:
+        """rows: (sequence, tokens to compute); decode rows first."""
         starts, lengths = [s.computed for s, _ in rows], [n for _, n in rows]
         positions = [p for s, n in rows for p in range(s.computed, s.computed + n)]
         widest = max(len(s.pages) for s, _ in rows)
@@ -73,13 +76,16 @@ class PagedDriver:
             row_lengths=lengths,
         )
 
+    def scores(self, rows: list[tuple[Sequence, int]]) -> Tensor:
+        """Logits [T, V] of the rows."""
+        ids = torch.tensor([t for s, n in rows for t in s.tokens[s.computed : s.computed + n]])
+        return self.model.logits(self.model(ids, ForwardContext(self.layout(rows), self.pool, self.backend)))
+
     @torch.inference_mode()
     def forward(self, rows: list[tuple[Sequence, int]]) -> None:
         """Compute the rows, keep their logits, and append the best token to sequences that have caught up."""
-        layout = self.layout(rows)
-        ids = torch.tensor([t for s, n in rows for t in s.tokens[s.computed : s.computed + n]])
-        scores = self.model.logits(self.model(ids, ForwardContext(layout, self.pool, self.backend)))
-        for (sequence, count), row in zip(rows, scores.split(layout.row_lengths), strict=True):
+        self.grow(rows)
+        for (sequence, count), row in zip(rows, self.scores(rows).split([n for _, n in rows]), strict=True):
             sequence.logits += row
             sequence.computed += count
             if sequence.computed == len(sequence.tokens):

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Answers like a Python whose pip installs nothing. Files in $STATE change it: no-venv, pip-fails, pip-hangs.
+# Answers like a Python whose pip installs nothing.
+# Files in $STATE change it: no-venv, pip-fails, pip-hangs, kernels-fail.
 PYTHON = r"""#!/usr/bin/env bash
 echo "python $*" >>"$STATE/calls"
 case "$*" in
@@ -20,6 +21,7 @@ case "$*" in
     *"import torch"*) exit 1 ;;
     *-VV*) echo "Python 3.11.99 (stand-in)" ;;
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    */sgl-kernel) [ ! -e "$STATE/kernels-fail" ] || { echo "ERROR: no such instruction"; exit 1; } ;;
     *--editable*)
         [ ! -e "$STATE/pip-fails" ] || { echo "ERROR: no network"; exit 1; }
         echo "Installing collected packages: a, b"
@@ -45,7 +47,7 @@ class Machine:
             made.mkdir(parents=True)
         for name in ("scripts/setup", "python/pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.checkout / name)
-        for name, text in (("python3.11", PYTHON), ("apt-get", APT), ("id", ID)):
+        for name, text in (("python3.11", PYTHON), ("apt-get", APT), ("id", ID), ("g++", "#!/bin/sh\n")):
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
         self.set("uid", "0")
@@ -148,3 +150,32 @@ def test_root_gets_the_missing_package_others_are_told(machine: Machine) -> None
     machine.set("uid", "0")
     assert machine.setup().returncode == 0
     assert "apt install" in machine.calls
+
+
+@pytest.fixture
+def kernels(machine: Machine) -> Path:
+    """The checkout of `machine` with the sources of CPU kernels."""
+    folder = machine.checkout / "sgl-kernel"
+    for name in ("CMakeLists.txt", "pyproject.toml", "cpp/op.cpp", "python/sgl_kernel/__init__.py", "test/test_op.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("1\n")
+    return folder
+
+
+def test_kernels_are_built_again_when_their_sources_change(machine: Machine, kernels: Path) -> None:
+    assert "built the CPU kernels" in machine.setup().stderr
+    assert str(kernels) in machine.calls
+    for name in ("test/test_op.py", "python/sgl_kernel/_C.so"):  # what does not go into the build
+        (kernels / name).write_text("2\n")
+    assert machine.setup().stderr == ""
+    (kernels / "cpp/op.cpp").write_text("2\n")
+    assert "built the CPU kernels" in machine.setup().stderr
+    assert "--editable" not in machine.calls
+
+
+def test_without_kernels_the_set_up_still_ends_well(machine: Machine, kernels: Path) -> None:
+    machine.set("kernels-fail")
+    first = machine.setup()
+    assert first.returncode == 0
+    assert "MoonLang will run on torch" in first.stderr
+    assert machine.setup().stderr == ""

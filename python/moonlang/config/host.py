@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import secrets
+from functools import cache
 from pathlib import Path
 
 from moonlang.config.resolve import HostFacts
@@ -12,8 +13,18 @@ _SEED_BITS = 30
 
 
 def observe() -> HostFacts:
-    """Look for a usable GPU and draw a seed."""
-    return HostFacts(cuda=has_cuda(), seed=secrets.randbits(_SEED_BITS))
+    """Look for a usable GPU and for the CPU kernels, and draw a seed."""
+    return HostFacts(cuda=has_cuda(), cpu_kernels=cpu_kernels(), seed=secrets.randbits(_SEED_BITS))
+
+
+@cache
+def cpu_kernels() -> str:
+    """The instruction set that the installed CPU kernels use: "avx512", "avx2" or "generic"; "" without kernels."""
+    try:
+        from sgl_kernel.program import Program  # another package of this name has none
+    except ImportError:
+        return ""
+    return Program.isa
 
 
 def has_cuda() -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from moonlang.base.errors import ConfigError
+from moonlang.config.quantization import Quantization, read_quantization
 from moonlang.config.server_args import ServerArgs
 
 _DTYPES = {"half": "float16", "float": "float32"}
@@ -58,6 +59,7 @@ class ModelConfig:
     dtype: str  # "bfloat16", "float16" or "float32"
     eos_token_ids: tuple[int, ...]
     generation: dict[str, Any]  # generation_config.json, {} when there is none
+    quantization: Quantization | None = None  # None: weights are floats
 
 
 def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
@@ -66,7 +68,7 @@ def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
     override = msgspec.json.decode(args.json_model_override_args)
     hf = _lifted(_read_object(folder / "config.json") | override) | override
     hf = _CLASS_DEFAULTS.get(str(hf.get("model_type")), {}) | hf
-    _refuse_quantized(hf)
+    quantization = read_quantization(hf, args.quantization)
     generation = _read_object(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     hidden, heads = _size(hf, _HIDDEN), _size(hf, _HEADS)
     return ModelConfig(
@@ -81,9 +83,10 @@ def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
         num_kv_heads=_size(hf, _KV_HEADS, default=1 if hf.get("multi_query") else heads),
         head_dim=_size(hf, ("head_dim",), default=hidden // heads),
         context_length=_context_length(hf, args.context_length),
-        dtype=_dtype(hf, args.dtype),
+        dtype=_dtype(hf, args.dtype, quantization),
         eos_token_ids=_eos_token_ids(hf, generation),
         generation=generation,
+        quantization=quantization,
     )
 
 
@@ -110,16 +113,6 @@ def _lifted(hf: dict[str, Any]) -> dict[str, Any]:
     return whole | text | {"architectures": hf.get("architectures") or text.get("architectures")}
 
 
-def _refuse_quantized(hf: Mapping[str, Any]) -> None:
-    settings = hf.get("quantization_config")
-    if settings:
-        method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else "unknown"
-        raise ConfigError(
-            f"This checkpoint is quantized ({method}), which is not there in this version.",
-            hint="Serve the unquantized checkpoint of the same model.",
-        )
-
-
 def _size(hf: Mapping[str, Any], names: tuple[str, ...], default: int | None = None) -> int:
     value = next((hf[name] for name in names if hf.get(name) is not None), default)
     if not isinstance(value, int) or value < 1:
@@ -130,10 +123,16 @@ def _size(hf: Mapping[str, Any], names: tuple[str, ...], default: int | None = N
     return value
 
 
-def _dtype(hf: Mapping[str, Any], wish: str) -> str:
-    """--dtype, or what the checkpoint was saved in; a checkpoint that does not say is float32, as in transformers."""
+def _dtype(hf: Mapping[str, Any], wish: str, quantization: Quantization | None) -> str:
+    """--dtype, or what the checkpoint was saved in; a checkpoint that does not say is float32, as in transformers.
+
+    Quantised checkpoints say float16 because their scales are. It has no range to spare for activations and CPUs have
+    no arithmetic for it, so they run in bfloat16 unless told otherwise.
+    """
     name = wish if wish != "auto" else str(hf.get("dtype") or hf.get("torch_dtype") or "float32")
     name = _DTYPES.get(name, name.removeprefix("torch."))
+    if wish == "auto" and name == "float16" and quantization is not None and quantization.in_checkpoint:
+        return "bfloat16"
     if name not in ("bfloat16", "float16", "float32"):
         raise ConfigError(
             f"The checkpoint's dtype {name} cannot be served.", hint="Add --dtype bfloat16 or --dtype float32."

@@ -27,6 +27,7 @@ class HostFacts:
     """What `resolve` may know of the machine; `config.host.observe` finds it out. `seed` was drawn by the caller."""
 
     cuda: bool = False
+    cpu_kernels: str = ""  # their instruction set; "" when they are not installed
     seed: int = SEED
 
 
@@ -75,7 +76,7 @@ def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Ch
         ("served_model_name", args.model_path or EMBEDDED_NAME, "the model path"),
         ("tokenizer_path", model.path, "the tokenizer lies with the model"),
         ("device", "cuda" if host.cuda else "cpu", "a GPU is there" if host.cuda else "no GPU is there"),
-        ("attention_backend", "torch_native", "the only attention kernels of this version"),
+        ("attention_backend", *_attention(args, host)),
         ("sampling_backend", "pytorch", "the only sampling kernels of this version"),
         ("grammar_backend", "xgrammar", "it knows JSON schemas, regexes and EBNF"),
         ("random_seed", host.seed, "drawn at start"),
@@ -84,12 +85,22 @@ def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Ch
         ("default_priority_value", 0, "the middle of all priorities"),
     ]
     choices += [choice for choice in defaults if getattr(args, choice[0]) is None]
+    if args.quantization is None and model.quantization is not None:
+        choices.append(("quantization", model.quantization.method, "config.json says so"))
     if args.messaging_backend == "auto":
         backend = "inproc" if args.in_process else "zmq"
         choices.append(
             ("messaging_backend", backend, "roles are threads" if args.in_process else "roles are processes")
         )
     return choices
+
+
+def _attention(args: ServerArgs, host: HostFacts) -> tuple[str, str]:
+    if (args.device or ("cuda" if host.cuda else "cpu")) != "cpu":
+        return "torch_native", "the only attention kernels for a GPU in this version"
+    if host.cpu_kernels:
+        return "cpu", f"sgl-kernel is installed and has {host.cpu_kernels} kernels for this machine"
+    return "torch_native", "sgl-kernel is not installed"
 
 
 def _sizes(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> list[Choice]:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from moonlang.config.model_config import ModelConfig
     from moonlang.config.resolve import HostFacts
 
+QUANTIZATIONS = (
+    *("gptq", "awq", "fp8", "int8", "int4", "w8a8_int8"),
+    *("compressed-tensors", "gptq_marlin", "awq_marlin"),  # other names for these
+)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MODEL_IMPLS = ("auto", "moonlang", "sglang", "transformers")
 KV_DTYPES = ("auto", "bf16", "bfloat16")
@@ -36,6 +40,7 @@ class ServerArgs:
     model_impl: Annotated[str, Flag("Own model file, or that of transformers", MODEL_IMPLS)] = "auto"
     json_model_override_args: Annotated[str, Flag("JSON object merged over config.json")] = "{}"
     dtype: Annotated[str, Flag("Type of weights and activations; auto: the checkpoint's")] = "auto"
+    quantization: Annotated[str | None, Flag("Form of the weights; of a float checkpoint: made", QUANTIZATIONS)] = None
     kv_cache_dtype: Annotated[str, Flag("Type of the KV cache; auto: the model's", KV_DTYPES)] = "auto"
 
     # Tokenizer, HTTP and the API
@@ -88,7 +93,7 @@ class ServerArgs:
 
     # Kernels, grammars, sampling, device
     device: Annotated[str | None, Flag("Where the model runs; default: a GPU if there is one", ("cpu", "cuda"))] = None
-    attention_backend: Annotated[str | None, Flag("Attention kernels", ("torch_native",))] = None
+    attention_backend: Annotated[str | None, Flag("Attention kernels", ("cpu", "torch_native"))] = None
     sampling_backend: Annotated[str | None, Flag("Sampling kernels", ("pytorch",))] = None
     grammar_backend: Annotated[str | None, Flag("Engine for JSON schemas, regexes, EBNF", ("xgrammar", "none"))] = None
     constrained_json_disable_any_whitespace: Annotated[bool, Flag("JSON output without optional spaces")] = False
@@ -126,7 +131,6 @@ class ServerArgs:
     warmups: Annotated[str | None, Flag("Named warm-ups")] = None
     tool_call_parser: Annotated[str | None, Flag("Parser of tool calls")] = None
     reasoning_parser: Annotated[str | None, Flag("Parser of reasoning")] = None
-    quantization: Annotated[str | None, Flag("How weights are quantized")] = None
     enable_deterministic_inference: Annotated[bool, Flag("Kernels whose result does not depend on the batch")] = False
     # - several devices
     tp_size: Annotated[int, Flag("Tensor parallel size", low=1)] = 1

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from moonlang.kernels.program import Builder, Value
 
 
 class Embedding(nn.Module):
@@ -19,3 +24,7 @@ class Embedding(nn.Module):
         """ids: [T] int64 -> [T, M]."""
         hidden = F.embedding(ids, self.weight)
         return hidden if self._scale is None else hidden * self._scale
+
+    def lower(self, build: Builder) -> Value:
+        """The same as a kernel call, over the input ids of the step."""
+        return build.embed(self.weight, self._scale)

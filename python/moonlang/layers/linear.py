@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from moonlang.kernels.program import Builder, Value
 
 _MIN_ROWS = 4
 
@@ -35,3 +40,9 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out]."""
         return project(x, self.weight, self.bias)
+
+    def lower(self, build: Builder, x: Value, *, residual: Value | None = None, act: str | None = None) -> Value:
+        """The same as kernel calls. act: the weight is a gate above an up; act(gate) * up comes out."""
+        weight = build.matrix(self.weight, gated=act is not None)
+        bias = None if self.bias is None else build.vector(self.bias)
+        return build.linear(x, weight, bias=bias, residual=residual, act=act)

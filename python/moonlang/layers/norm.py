@@ -6,9 +6,14 @@ normalised value to the model's dtype and then multiply, Gemma multiplies in flo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from moonlang.kernels.program import Builder, NormWeight
 
 
 class RmsNorm(nn.Module):
@@ -26,6 +31,10 @@ class RmsNorm(nn.Module):
             return F.rms_norm(x, self._shape, self.weight, self._eps)
         return F.rms_norm(x, self._shape, None, self._eps) * self.weight
 
+    def lowered(self, build: Builder) -> NormWeight:
+        """What the kernels need to know of this norm."""
+        return build.norm_weight(self.weight, self._eps, form="llama")
+
 
 class GemmaRmsNorm(nn.Module):
     """The Gemma form: the checkpoint stores w, the layer keeps 1 + w in float32 (the weights map adds the one)."""
@@ -40,3 +49,7 @@ class GemmaRmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., size], same shape and dtype out."""
         return F.rms_norm(x.float(), self._shape, self.weight, self._eps).to(self._dtype)
+
+    def lowered(self, build: Builder) -> NormWeight:
+        """What the kernels need to know of this norm."""
+        return build.norm_weight(self.weight, self._eps, form="gemma")

@@ -49,16 +49,33 @@ class Rotary:
     """
 
     def __init__(self, parameters: Mapping[str, Any], dim: int, length: int, dtype: torch.dtype) -> None:
-        positions = torch.arange(length, dtype=torch.float32)[:, None]
-        inv_freq, scale = inverse_frequencies(parameters, dim, positions)
-        angles = positions * inv_freq
-        cos, sin = angles.cos() * scale, angles.sin() * scale
-        self._cos = torch.cat((cos, cos), -1).to(dtype)
-        self._sin = torch.cat((-sin, sin), -1).to(dtype)
+        """ConfigError for a scaling that is not known or lacks a field. The tables are made when first read."""
+        self._recipe = parameters, dim, length
+        self._dtype = dtype
+        self._tables: tuple[Tensor, Tensor] | None = None
+        with torch.device("cpu"):
+            _cos_sin(parameters, dim, 1)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions: [T] int64 -> cos, sin: [T, 1, D]. Once per forward; the layers share them."""
-        return self._cos.index_select(0, positions).unsqueeze(1), self._sin.index_select(0, positions).unsqueeze(1)
+        if self._tables is None:
+            cos, sin = self.table().to(positions.device, self._dtype).chunk(2, -1)
+            self._tables = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        cos, sin = self._tables
+        return cos.index_select(0, positions).unsqueeze(1), sin.index_select(0, positions).unsqueeze(1)
+
+    def table(self) -> Tensor:
+        """[length, D] float32 on the CPU, rounded to the dtype: cosines of the first half of a head, then its sines."""
+        with torch.device("cpu"):
+            return torch.cat(_cos_sin(*self._recipe), -1).to(self._dtype).float()
+
+
+def _cos_sin(parameters: Mapping[str, Any], dim: int, length: int) -> tuple[Tensor, Tensor]:
+    """cos, sin: [length, D/2] float32."""
+    positions = torch.arange(length, dtype=torch.float32)[:, None]
+    inv_freq, scale = inverse_frequencies(parameters, dim, positions)
+    angles = positions * inv_freq
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from moonlang.attention.batch import BatchLayout
 from moonlang.base import clock
 from moonlang.core.plan import Row, RowResult, StepPlan, StepResult, TokenLogprob
-from moonlang.model_executor import layout as layouts
+from moonlang.layers.token_choice import Chooser, NumpyChooser
 from moonlang.model_executor import prompt_logprobs
-from moonlang.model_executor.buckets import exact
+from moonlang.model_executor.layout import Batch, gather
 from moonlang.model_executor.sampling import Sampled, sample
 from moonlang.model_executor.slots import SlotTable
 
 Ints = NDArray[np.int64]
 
 
+class Hidden(Protocol):
+    """Hidden states of the tokens that a forward was asked to keep. Valid until the network's next forward."""
+
+    def logits(self, begin: int, end: int) -> torch.Tensor:
+        """[end - begin, V] float32 of the kept tokens [begin, end), to be overwritten at will; until the next call."""
+        ...
+
+
 class Network(Protocol):
     """A loaded model together with its KV pool."""
 
-    def forward(self, input_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
-        """Hidden states [T, M] of the tokens [T]; their keys and values are in the pool afterwards."""
-        ...
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, M] -> [N, V] float32, memory of its own."""
+    def forward(self, batch: Batch, kept: Ints) -> Hidden:
+        """Compute the batch; its keys and values are in the pool afterwards. kept: [N] indices of tokens [T]."""
         ...
 
 
@@ -47,26 +49,19 @@ class StepTimes(NamedTuple):
 class PlanRunner:
     """Executes plans over a network and a slot table; knows nothing of checkpoints, flags and memory.
 
-    rounded: how many tokens to compute for a given number (see `buckets`). times: how the last plan spent its time.
+    times: how the last plan spent its time.
     """
 
     def __init__(
-        self,
-        network: Network,
-        table: SlotTable,
-        *,
-        page_size: int,
-        vocab_size: int,
-        device: torch.device,
-        rounded: Callable[[int], int] = exact,
+        self, network: Network, table: SlotTable, *, page_size: int, vocab_size: int, chooser: Chooser | None = None
     ) -> None:
+        """chooser: makes tokens of logits, the reference when None."""
         self.page_size = page_size
         self.vocab_size = vocab_size
-        self.device = device
         self.times = StepTimes()
         self._network = network
         self._table = table
-        self._rounded = rounded
+        self._chooser = chooser or NumpyChooser()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -78,21 +73,22 @@ class PlanRunner:
         if not rows:
             return StepResult(plan.plan_id, ())
         self._table.assign_pages(rows)
-        computed = (*rows, *self._padding(rows))
-        slots = np.array([row.slot for row in computed], np.int64)
-        ids, layout = layouts.build(computed, slots, self._table, self.page_size, self.device)
-        laid_out = clock.monotonic_ns()
-        hidden = self._network.forward(ids, layout)
-        forwarded = clock.monotonic_ns()
+        slots = np.array([row.slot for row in rows], np.int64)
+        batch = gather(rows, slots, self._table, self.page_size)
         picked = [i for i, row in enumerate(rows) if row.sample]
-        ends = np.cumsum(layout.row_lengths)
-        logits = self._logits(hidden, ends[: len(rows)], picked)
-        projected = clock.monotonic_ns()
-        prompt = self._prompt_logprobs(rows, hidden, ends)
+        ends = batch.ends()
+        reports = self._reports(rows, ends)
+        kept = np.concatenate([ends[picked] - 1, *(tokens for _, tokens in reports)])
+        laid_out = clock.monotonic_ns()
+        hidden = self._network.forward(batch, kept)
+        projected = forwarded = clock.monotonic_ns()
         sampled = None
-        if logits is not None:
-            at = np.array([rows[i].start + rows[i].length for i in picked], np.int64)
-            sampled = sample(self._table, slots[picked], at, logits)
+        if picked:
+            logits = hidden.logits(0, len(picked))
+            projected = clock.monotonic_ns()
+            at = batch.starts[picked] + batch.lengths[picked]
+            sampled = sample(self._table, self._chooser, slots[picked], at, logits)
+        prompt = self._prompt_logprobs(rows, reports, hidden, len(picked))
         drawn = clock.monotonic_ns()
         results = _results(rows, picked, sampled, prompt)
         end = clock.monotonic_ns()
@@ -101,44 +97,22 @@ class PlanRunner:
         )
         return StepResult(plan.plan_id, results, end - begin)
 
-    def _padding(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows that fill the batch up to its rounded size and whose results nobody reads."""
-        tokens = sum(row.length for row in rows)
-        missing = self._rounded(tokens) - tokens
-        if missing == 0:
-            return ()
-        slot = self._table.scratch
-        if tokens == len(rows):
-            return [Row(slot, -1, 0, 1, (), False)] * missing
-        longest = min(missing, self._table.page_table.shape[1] * self.page_size)
-        lengths = [min(longest, missing - done) for done in range(0, missing, longest)]
-        return [Row(slot, -1, 0, length, (0,) * length, False) for length in lengths]
-
-    def _logits(self, hidden: torch.Tensor, ends: Ints, picked: Sequence[int]) -> torch.Tensor | None:
-        """[N, V] for the last positions of the picked rows. ends: where each row ends in hidden [T, M]."""
-        if not picked:
-            return None
-        if len(picked) < ends[-1]:
-            hidden = hidden[torch.from_numpy(ends[picked] - 1).to(self.device)]
-        return self._rounded_logits(hidden)[: len(picked)]
-
-    def _rounded_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [N, M] -> [N, V]"""
-        count = hidden.shape[0]
-        padding = self._rounded(count) - count
-        return self._network.logits(F.pad(hidden, (0, 0, 0, padding)) if padding else hidden)[:count]
+    def _reports(self, rows: Sequence[Row], ends: Ints) -> list[tuple[int, Ints]]:
+        """(index of the row, its tokens among the batch) where log probabilities of the prompt were asked for."""
+        asked = self._table.next_prompt
+        if not asked:
+            return []
+        return [(i, np.arange(ends[i] - row.length, ends[i])) for i, row in enumerate(rows) if row.slot in asked]
 
     def _prompt_logprobs(
-        self, rows: Sequence[Row], hidden: torch.Tensor, ends: Ints
+        self, rows: Sequence[Row], reports: Sequence[tuple[int, Ints]], hidden: Hidden, first: int
     ) -> dict[int, tuple[TokenLogprob, ...]]:
-        """By index of the row, for the rows that were asked for them."""
-        if not self._table.next_prompt:
-            return {}
+        """By index of the row. first: where the tokens of the reports begin among those kept."""
         found = {}
-        for i, row in enumerate(rows):
-            if row.slot in self._table.next_prompt:
-                part = hidden[ends[i] - row.length : ends[i]]
-                found[i] = prompt_logprobs.report(self._table, row, part, self._rounded_logits, self.vocab_size)
+        for i, tokens in reports:
+            part = prompt_logprobs.Part(hidden, first)
+            found[i] = prompt_logprobs.report(self._table, self._chooser, rows[i], part, self.vocab_size)
+            first += len(tokens)
         return found
 
 

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 
 from moonlang.core.plan import Row, TokenLogprob
-from moonlang.layers import sampler
+from moonlang.layers.token_choice import Chooser
 from moonlang.model_executor.sampling import entry
 from moonlang.model_executor.slots import SlotTable
 
 _SLICE_VALUES = 1 << 22  # logits computed at once
 
 
-def report(
-    table: SlotTable, row: Row, hidden: torch.Tensor, logits: Callable[[torch.Tensor], torch.Tensor], vocab_size: int
-) -> tuple[TokenLogprob, ...]:
-    """Entries for the prompt positions this row reaches. hidden: [length, M], the row's part of the step.
+class _Hidden(Protocol):
+    def logits(self, begin: int, end: int) -> torch.Tensor: ...
+
+
+class Part(NamedTuple):
+    """The kept tokens of one row: those from `first` on."""
+
+    hidden: _Hidden
+    first: int
+
+    def logits(self, begin: int, end: int) -> torch.Tensor:
+        """[end - begin, V] of the row's tokens [begin, end)."""
+        return self.hidden.logits(self.first + begin, self.first + end)
+
+
+def report(table: SlotTable, chooser: Chooser, row: Row, part: Part, vocab_size: int) -> tuple[TokenLogprob, ...]:
+    """Entries for the prompt positions this row reaches. part: all tokens of the row.
 
     The entry of position p comes from the raw logits of p - 1. A position whose predecessor was not computed (the
     first of the prompt, or the first after a cached prefix) has the logprob None.
@@ -39,7 +52,7 @@ def report(
     for at in range(0, len(known), step):
         positions = known[at : at + step]
         begin = positions[0] - 1 - row.start
-        values = sampler.log_softmax(logits(hidden[begin : begin + len(positions)]).cpu().numpy())
-        for position, logprobs in zip(positions, values, strict=True):
-            entries.append(entry(logprobs, tenant.tokens[position], tenant.logprob))
+        values = part.logits(begin, begin + len(positions)).cpu().numpy()
+        for position, logits in zip(positions, values, strict=True):
+            entries.append(entry(chooser, logits, 1.0, tenant.tokens[position], tenant.logprob))
     return tuple(entries)

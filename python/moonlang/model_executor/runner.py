@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from moonlang.attention.batch import AttentionBackend, BatchLayout, ForwardContext
-from moonlang.base import log, registry
+from moonlang.base import log
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.kv import KvRegion, KvSchema
 from moonlang.core.plan import Row, SlotStart, StepPlan, StepResult
 from moonlang.core.ports import GrammarEngine
 from moonlang.core.sampling import SamplingParams
-from moonlang.model_executor import sizing
+from moonlang.model_executor import networks, sizing
 from moonlang.model_executor.allocator import keep_freed_memory
-from moonlang.model_executor.buckets import bucket, exact
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
 from moonlang.model_executor.slots import SlotTable
-from moonlang.model_executor.threads import limit_threads
-from moonlang.model_loader import fingerprint, load_model
+from moonlang.model_loader import fingerprint
 from moonlang.models import registry as models
-from moonlang.models.spec import CausalModel
 
 _log = log.get(__name__)
 
 _DEFAULT_SLOTS = 256
-
-
-class PagedModel:
-    """A model with the pool it writes to and the attention backend that reads it."""
-
-    def __init__(self, model: CausalModel, pool: KvPool, backend: AttentionBackend) -> None:
-        self._model = model
-        self._pool = pool
-        self._backend = backend
-
-    def forward(self, input_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
-        return self._model(input_ids, ForwardContext(layout, self._pool, self._backend))
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._model.logits(hidden)
 
 
 class ModelRunner:
@@ -55,16 +36,15 @@ class ModelRunner:
         self.device = torch.device(args.device or "cpu")
         self.max_slots = args.max_running_requests or _DEFAULT_SLOTS
         self.vocab_size = config.vocab_size
-        threads = limit_threads()
         keep_freed_memory()
         free = sizing.free_bytes(self.device)
         spec = models.spec_for(config, args.model_impl)
-        model = load_model(config, spec, args.load_format, self.device)
+        loaded = networks.load(config, spec, args, self.device)
         self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, fingerprint(config, args.load_format))
         usable_pages, self.pool_reason = sizing.pool_pages(
             self.schema,
             free=free,
-            weights=sum(weight.nbytes for weight in model.parameters()),
+            weights=loaded.weight_bytes,
             device=self.device,
             mem_fraction=args.mem_fraction_static,
             max_total_tokens=args.max_total_tokens,
@@ -74,23 +54,23 @@ class ModelRunner:
         self.num_pages = usable_pages + 1  # page 0 pads page tables and is never handed out
         pool = KvPool(self.schema, self.num_pages, self.device)
         self.region: KvRegion = pool.region()
-        backend = registry.find("attention", args.attention_backend or "torch_native").BACKEND()
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
+        network = loaded.connect(pool)
         self._runner = PlanRunner(
-            PagedModel(model, pool, backend),
+            network,
             table,
             page_size=self.schema.page_size,
             vocab_size=config.vocab_size,
-            device=self.device,
-            rounded=bucket if self.device.type == "cpu" and self.schema.itemsize == 2 else exact,
+            chooser=networks.chooser(self.device, config.dtype),
         )
         _log.info(
-            "KV pool: %d pages of %d tokens (%s). Compute threads: %d.",
+            "KV pool: %d pages of %d tokens (%s). Computed by %s with %d threads.",
             self.num_pages,
             self.schema.page_size,
             self.pool_reason,
-            threads,
+            loaded.how,
+            loaded.threads,
         )
 
     @property

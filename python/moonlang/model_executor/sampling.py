@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import LogprobSpec
-from moonlang.layers import sampler
+from moonlang.layers.token_choice import Choice, Chooser
 from moonlang.model_executor.slots import Needs, SlotTable
 
 Ints = NDArray[np.int64]
@@ -38,7 +38,7 @@ class Sampled:
         return not (self.output or self.ended or self.errors)
 
 
-def sample(table: SlotTable, slots: Ints, positions: Ints, logits: torch.Tensor) -> Sampled:
+def sample(table: SlotTable, chooser: Chooser, slots: Ints, positions: Ints, logits: torch.Tensor) -> Sampled:
     """Draw the token at `positions` [N] of the sequences in `slots` [N] from logits [N, V], which are overwritten."""
     needs = table.needs[slots]
     union = int(np.bitwise_or.reduce(needs))
@@ -49,16 +49,13 @@ def sample(table: SlotTable, slots: Ints, positions: Ints, logits: torch.Tensor)
         for row in np.flatnonzero(needs & Needs.ADJUST).tolist():
             table.adjusters[int(slots[row])].apply(values[row], int(positions[row]))
     if union & Needs.GRAMMAR:
-        _mask(table, slots, values)
-    tokens = values.argmax(axis=-1)
-    peaks = values[np.arange(len(slots)), tokens]
+        _mask(table, chooser, slots, values)
+    tokens, peaks = chooser.choose(values, _choice(table, slots, positions, needs) if union & Needs.DRAW else None)
     errors = _errors(table, slots, peaks, needs, union)
-    if union & Needs.DRAW:
-        _draw(table, slots, positions, values, peaks, tokens, np.flatnonzero((needs & Needs.DRAW) & np.isfinite(peaks)))
     table.last_token[slots] = tokens
     done = Sampled(tokens.tolist(), errors=errors)
     if union & Needs.LOGPROBS:
-        _report(table, slots, values, needs, done)
+        _report(table, chooser, slots, values, needs, done)
     if union & (Needs.ADJUST | Needs.GRAMMAR):
         _accept(table, slots, done)
     return done
@@ -72,7 +69,7 @@ def _argmax_on_device(table: SlotTable, slots: Ints, logits: torch.Tensor) -> Sa
     return Sampled(tokens.tolist(), errors=dict.fromkeys(np.flatnonzero(~np.isfinite(peaks)).tolist(), NOT_FINITE))
 
 
-def _mask(table: SlotTable, slots: Ints, values: Floats) -> None:
+def _mask(table: SlotTable, chooser: Chooser, slots: Ints, values: Floats) -> None:
     """Set the logits that a grammar forbids to -inf."""
     vocab = values.shape[1]
     bits = np.zeros((1, -(-vocab // 32)), np.int32)
@@ -80,8 +77,7 @@ def _mask(table: SlotTable, slots: Ints, values: Floats) -> None:
         matcher = table.matchers.get(slot)
         if matcher is not None and not matcher.ended:
             matcher.fill_bitmask(bits, 0)
-            allowed = np.unpackbits(bits.view(np.uint8)[0], count=vocab, bitorder="little")
-            np.copyto(values[row], -np.inf, where=allowed == 0)
+            chooser.mask(values[row], bits[0])
 
 
 def _errors(table: SlotTable, slots: Ints, peaks: Floats, needs: NDArray[np.uint8], union: int) -> dict[int, str]:
@@ -97,42 +93,35 @@ def _errors(table: SlotTable, slots: Ints, peaks: Floats, needs: NDArray[np.uint
     return errors
 
 
-def _draw(
-    table: SlotTable, slots: Ints, positions: Ints, values: Floats, peaks: Floats, tokens: Ints, rows: Ints
-) -> None:
-    """Replace the argmax by a sample in `rows`."""
-    if rows.size == 0:
-        return
-    chosen = slots[rows]
-    tokens[rows] = sampler.draw(
-        values if rows.size == len(slots) else values[rows],
-        peaks[rows],
-        temperature=table.temperature[chosen],
-        top_k=table.top_k[chosen],
-        top_p=table.top_p[chosen],
-        min_p=table.min_p[chosen],
-        uniform=sampler.uniforms(table.seed[chosen], positions[rows]),
+def _choice(table: SlotTable, slots: Ints, positions: Ints, needs: NDArray[np.uint8]) -> Choice:
+    """How the slots want their tokens chosen."""
+    drawn = (needs & Needs.DRAW) != 0
+    return Choice(
+        temperature=np.where(drawn, table.temperature[slots], np.float32(0)),
+        top_k=table.top_k[slots],
+        top_p=table.top_p[slots],
+        min_p=table.min_p[slots],
+        seeds=table.seed[slots],
+        positions=positions,
     )
 
 
-def _report(table: SlotTable, slots: Ints, values: Floats, needs: NDArray[np.uint8], done: Sampled) -> None:
+def _report(
+    table: SlotTable, chooser: Chooser, slots: Ints, values: Floats, needs: NDArray[np.uint8], done: Sampled
+) -> None:
     """Log probabilities of the sampled tokens, of the distribution after temperature and before the filters."""
     for row in np.flatnonzero(needs & Needs.LOGPROBS).tolist():
         tenant = table.tenants[int(slots[row])]
         if row in done.errors or tenant is None or tenant.logprob is None:
             continue
-        logprobs = sampler.log_softmax(values[row : row + 1], table.temperature[slots[row : row + 1]])
-        done.output[row] = entry(logprobs[0], done.tokens[row], tenant.logprob)
+        temperature = float(table.temperature[slots[row]])
+        done.output[row] = entry(chooser, values[row], temperature, done.tokens[row], tenant.logprob)
 
 
-def entry(logprobs: Floats, token: int, spec: LogprobSpec) -> TokenLogprob:
-    """What a request asked to know of one position, from the log probabilities [V] there."""
-    return TokenLogprob(
-        token,
-        float(logprobs[token]),
-        tuple(sampler.best(logprobs, spec.top)),
-        tuple((float(logprobs[other]), other) for other in spec.ids),
-    )
+def entry(chooser: Chooser, logits: Floats, temperature: float, token: int, spec: LogprobSpec) -> TokenLogprob:
+    """What a request asked to know of one position, from the logits [V] there."""
+    (own, *others), best = chooser.log_probabilities(logits, temperature, (token, *spec.ids), spec.top)
+    return TokenLogprob(token, own, tuple(best), tuple(zip(others, spec.ids, strict=True)))
 
 
 def _accept(table: SlotTable, slots: Ints, done: Sampled) -> None:

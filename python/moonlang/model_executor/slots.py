@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from enum import IntFlag
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moonlang.base.errors import BugError
 from moonlang.core.plan import Row, SlotStart
@@ -33,7 +32,7 @@ class Needs(IntFlag):
 class SlotTable:
     """State of all slots. Written by `start` and `assign_pages`; the runner records sampled tokens in `last_token`.
 
-    scratch: one slot more, which no tenant ever gets; its page table names page 0, which is nobody's.
+    page_table: [S + 1, Pmax] int32; the last row belongs to no slot and names page 0, which is nobody's.
     next_prompt: by slot, the next prompt position whose log probability is to be reported; gone when all are.
     """
 
@@ -45,9 +44,8 @@ class SlotTable:
         eos_token_ids: Sequence[int],
         grammars: GrammarEngine | None,
     ) -> None:
-        self.scratch = num_slots
-        self.page_table = np.zeros((num_slots + 1, max_pages), np.int64)
-        self.last_token = np.zeros(num_slots + 1, np.int64)
+        self.page_table = np.zeros((num_slots + 1, max_pages), np.int32)
+        self.last_token = np.zeros(num_slots, np.int64)
         self.needs = np.zeros(num_slots, np.uint8)
         self.temperature = np.ones(num_slots, np.float32)
         self.top_k = np.zeros(num_slots, np.int64)
@@ -120,7 +118,3 @@ class SlotTable:
                 end = row.page_at + len(row.pages)
                 self.page_table[row.slot, row.page_at : end] = row.pages
                 self._pages_known[row.slot] = max(self._pages_known[row.slot], end)
-
-    def pages_of(self, slots: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """The first `count` entries of the page tables of `slots`: [B, count], a copy."""
-        return self.page_table[:, :count][slots]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from moonlang.base import registry
+from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.model_loader.fingerprint import fingerprint
+from moonlang.model_loader.parts import Parts
 from moonlang.models.spec import CausalModel, ModelSpec, torch_dtype
 
-__all__ = ["fingerprint", "load_model"]
+__all__ = ["fingerprint", "load_model", "open_model"]
 
 
 def load_model(
@@ -20,6 +23,11 @@ def load_model(
     seed: of the random weights of load format `dummy`. ConfigError when the checkpoint is incomplete or does not fit.
     """
     device = torch.device(device)
+    if spec.load is not None and config.quantization is not None:
+        raise ConfigError(
+            f"{', '.join(config.architectures)} has no own model file, and only those read quantized weights.",
+            hint="Serve an unquantized checkpoint without --quantization.",
+        )
     if spec.load is not None:
         return spec.load(config, load_format, device)
     backend = registry.find("model_loader", "safetensors" if load_format == "auto" else load_format).BACKEND
@@ -28,3 +36,18 @@ def load_model(
     with torch.no_grad():
         backend(model, spec.weights, config, seed)
     return model.eval()
+
+
+def open_model(
+    config: ModelConfig, spec: ModelSpec, load_format: str = "auto", seed: int = 0
+) -> tuple[CausalModel, Parts]:
+    """The model without memory for its parameters, and the tensors that make them up.
+
+    For those who bring the weights into a form of their own. Errors as in `load_model`; not for a model whose spec
+    loads it.
+    """
+    backend = registry.find("model_loader", "safetensors" if load_format == "auto" else load_format)
+    with torch.device("meta"):
+        model = spec.build(config, torch_dtype(config.dtype)).eval()
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return model, Parts(backend.parts(model, spec.weights, config, seed), names)

@@ -17,13 +17,15 @@ _SAMPLE_BYTES = 4096
 def fingerprint(config: ModelConfig, load_format: str = "auto", seed: int = 0) -> str:
     """Hex sha256 of what decides the numbers in a KV page, stable across hosts, paths and restarts.
 
-    It covers config.json as resolved (overrides included), the dtype, and of each safetensors file its size, its header
-    (names, shapes, dtypes) and 64 samples of 4 KiB spread evenly over its tensors: about a millisecond per file however
-    large it is. A fine-tuned model differs everywhere and is told apart; a patch of a few weights between two samples
-    is not, which `--revision` names or a changed config.json can make up for. Dummy weights are named by their seed.
+    It covers config.json as resolved (overrides included), the dtype, how weights are quantised, and of each
+    safetensors file its size, its header (names, shapes, dtypes) and 64 samples of 4 KiB spread evenly over its
+    tensors: about a millisecond per file however large it is. A fine-tuned model differs everywhere and is told apart;
+    a patch of a few weights between two samples is not, which `--revision` names or a changed config.json can make up
+    for. Dummy weights are named by their seed.
     """
     digest = hashlib.sha256()
-    digest.update(json.dumps([config.hf, config.dtype], sort_keys=True).encode())
+    method = config.quantization.method if config.quantization is not None else None
+    digest.update(json.dumps([config.hf, config.dtype, method], sort_keys=True).encode())
     if load_format == "dummy":
         digest.update(f"dummy {seed}".encode())
         return digest.hexdigest()

@@ -2,55 +2,107 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
-from moonlang.model_loader.checkpoint import Checkpoint
+from moonlang.kernels.matrix import QuantizedMatrix
+from moonlang.layers.linear import Linear
+from moonlang.layers.quantization.w8a8_int8 import Int8Linear
+from moonlang.model_loader.parts import Source
+from moonlang.model_loader.weights import WeightSource, as_float, open_weights
 from moonlang.models.spec import WeightsMap
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_HEAD = "lm_head.weight"  # a model reads this one by itself
 _SHOWN = 6  # names per kind of mismatch in an error
 
 
 def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> None:
     """Copy every tensor to its place, converting to the parameter's dtype. The seed is not used.
 
-    ConfigError naming the tensors that are missing, unexpected, of another shape, or not floating point. Nothing is
-    copied then.
+    Matrices that are, or become, quantised are rounded as their form rounds and then stored as floats: nothing is
+    gained in memory or speed, but the numbers are those of the kernels. With quantised activations (w8a8) the module is
+    replaced by one that rounds them too. ConfigError naming the tensors that are missing, unexpected, of another shape,
+    or not floating point. Nothing is copied then.
     """
-    checkpoint = Checkpoint(config.path)
+    checkpoint = open_weights(config)
     theirs = {weights.model_name(name): name for name in checkpoint.names()}
     parameters = dict(model.named_parameters())
     _check(model, weights, config, checkpoint, theirs)
+    linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, parameter in parameters.items():
-        at = 0
-        for source in weights.sources(name):
-            tensor = checkpoint.tensor(theirs[source])
-            parameter[at : at + len(tensor)].copy_(tensor)
-            at += len(tensor)
+        sources = [theirs[source] for source in weights.sources(name, len(parameter))]
+        if name in linears or parameter.ndim == 3:
+            parts = [checkpoint.matrix(source) for source in sources]
+        else:
+            parts = [checkpoint.tensor(source) for source in sources]
+        at, rows = 0, _rows(parameter)
+        for part in parts:
+            rows[at : at + part.shape[0]].copy_(as_float(part))
+            at += part.shape[0]
         if name.endswith(weights.plus_one):
             parameter.add_(1.0)
+        matrices = [part for part in parts if isinstance(part, QuantizedMatrix) and part.kind == "w8a8"]
+        if name in linears and len(matrices) == len(parts) and not name.endswith(_HEAD):
+            model.set_submodule(name.removesuffix(".weight"), _int8_linear(matrices, linears[name].bias))
+
+
+def _int8_linear(parts: list[QuantizedMatrix], bias: Tensor | None) -> Int8Linear:
+    """One module for parts that read the same input."""
+    whole = QuantizedMatrix(
+        kind="w8a8",
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        group=parts[0].group,
+    )
+    return Int8Linear(whole, bias)
+
+
+def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> Source:
+    """For a model without memory: the checkpoint's tensors that make up a parameter, in order.
+
+    They lie over the mapped files, in the checkpoint's dtype; copies are only those that hold 1 + w, in float32, and
+    what is dequantised or quantised on the way. ConfigError as in `fill`.
+    """
+    checkpoint = open_weights(config)
+    theirs = {weights.model_name(name): name for name in checkpoint.names()}
+    lengths = {name: len(parameter) for name, parameter in model.named_parameters()}
+    _check(model, weights, config, checkpoint, theirs)
+
+    def stored(name: str) -> list[str]:
+        return [theirs[source] for source in weights.sources(name, lengths[name])]
+
+    def tensors(name: str) -> list[Tensor]:
+        found = [checkpoint.tensor(each) for each in stored(name)]
+        return [tensor.float() + 1.0 for tensor in found] if name.endswith(weights.plus_one) else found
+
+    return Source(tensors, lambda name: [checkpoint.matrix(each) for each in stored(name)])
 
 
 def _check(
-    model: nn.Module, weights: WeightsMap, config: ModelConfig, checkpoint: Checkpoint, theirs: dict[str, str]
+    model: nn.Module, weights: WeightsMap, config: ModelConfig, checkpoint: WeightSource, theirs: dict[str, str]
 ) -> None:
     missing, shapes, dtypes = [], [], []
     wanted: set[str] = set()
     for name, parameter in model.named_parameters():
-        sources = weights.sources(name)
+        sources = weights.sources(name, len(parameter))
         wanted.update(sources)
         found = [theirs[source] for source in sources if source in theirs]
         missing += [source for source in sources if source not in theirs]
         dtypes += [f"{source} ({kind})" for source in found if (kind := checkpoint.dtype(source)) not in _FLOATS]
         have = [checkpoint.shape(source) for source in found]
-        if len(found) == len(sources) and _stacked(have) != tuple(parameter.shape):
+        if len(found) == len(sources) and _stacked(have) != tuple(_rows(parameter).shape):
             shapes.append(
                 f"{' + '.join(found)} is {' + '.join(map(str, have))}, config.json implies {tuple(parameter.shape)}"
             )
-    tied = {"lm_head.weight"} if config.hf.get("tie_word_embeddings", True) else set()
-    unexpected = [name for name in theirs if name not in wanted | tied and not weights.is_ignored(name)]
+    tied = {_HEAD} if config.hf.get("tie_word_embeddings", True) else set()
+    unexpected = [
+        name
+        for name, stored in theirs.items()
+        if name not in wanted | tied and not weights.is_ignored(name) and not checkpoint.is_optional(stored)
+    ]
     problems = [
         f"{len(names)} {what}: {'; '.join(names[:_SHOWN])}{'; ...' if len(names) > _SHOWN else ''}"
         for what, names in (
@@ -68,6 +120,11 @@ def _check(
         )
 
 
+def _rows(parameter: Tensor) -> Tensor:
+    """The parameter as the loader fills it, a view: the experts [E, N, K] of a layer one below the other."""
+    return parameter.flatten(0, 1) if parameter.ndim == 3 else parameter
+
+
 def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
     """The shape of the concatenation along dimension 0; None when the shapes cannot be concatenated."""
     if any(shape[1:] != shapes[0][1:] or not shape for shape in shapes):
@@ -76,9 +133,9 @@ def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
 
 
 def _hint(missing: list[str], dtypes: list[str], config: ModelConfig) -> str:
-    if dtypes or "quantization_config" in config.hf:
-        return "The checkpoint is quantised, which is not supported yet: take the original bfloat16 one."
-    if missing == ["lm_head.weight"]:
+    if dtypes:
+        return "The checkpoint is quantised in a way that its config.json does not name: take the original one."
+    if missing == [_HEAD]:
         return "If the model shares its head with the embedding, set tie_word_embeddings in config.json."
     return (
         "config.json and the weights belong to different models or revisions; --model-impl transformers may know more."

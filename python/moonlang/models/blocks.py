@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from moonlang.layers.logits import logits
 from moonlang.layers.norm import GemmaRmsNorm, RmsNorm
 from moonlang.layers.rotary import Rotary, rope_parameters, rotate
 from moonlang.models.spec import CausalModel
+
+if TYPE_CHECKING:
+    from moonlang.kernels.program import Builder, Value
 
 Norm = RmsNorm | GemmaRmsNorm
 Rotation = tuple[Tensor, Tensor]  # cos, sin: [T, 1, D], see Rotary.at
@@ -58,14 +62,44 @@ class SelfAttention(nn.Module):
         q, k = rotate(qk, *rotation).split((self._q, self._kv), 1)
         return self.o_proj(ctx.attend(self._layer, q, k, v, self._spec).reshape(len(x), -1))
 
+    def lower(self, build: Builder, x: Value, rotation: Tensor, residual: Value | None = None) -> Value:
+        """forward(x) (+ residual) as kernel calls. rotation: see Rotary.table."""
+        out = build.attend(
+            self.qkv_proj.lower(build, x),
+            layer=self._layer,
+            heads=self._q,
+            rotation=rotation,
+            scale=self._spec.scale,
+            window=self._spec.window,
+            softcap=self._spec.softcap,
+            q_norm=self.q_norm and self.q_norm.lowered(build),
+            k_norm=self.k_norm and self.k_norm.lowered(build),
+        )
+        return self.o_proj.lower(build, out, residual=residual)
 
-class GatedMlp(nn.Module):
+
+class FeedForward(nn.Module):
+    """The part of a layer in which tokens do not meet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [T, M] -> [T, M]."""
+        raise NotImplementedError
+
+    def lower(self, build: Builder, x: Value, residual: Value | None = None) -> Value:
+        """forward(x) (+ residual) as kernel calls."""
+        raise NotImplementedError
+
+
+class GatedMlp(FeedForward):
     """down(act(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, *, act: str, bias: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, *, act: str, bias: bool = False, inner: int | None = None
+    ) -> None:
+        """inner: F, when it is not the `intermediate_size` of config.json."""
         super().__init__()
-        size, self._inner = config.hidden_size, config.hf["intermediate_size"]
-        self._act = activation(act)
+        size, self._inner = config.hidden_size, inner or config.hf["intermediate_size"]
+        self._act, self._act_name = activation(act), act
         self.gate_up_proj = Linear(size, 2 * self._inner, bias=bias, dtype=dtype)
         self.down_proj = Linear(self._inner, size, bias=bias, dtype=dtype)
 
@@ -74,15 +108,20 @@ class GatedMlp(nn.Module):
         gate, up = self.gate_up_proj(x).split(self._inner, -1)
         return self.down_proj(self._act(gate).mul_(up))
 
+    def lower(self, build: Builder, x: Value, residual: Value | None = None) -> Value:
+        """forward(x) (+ residual) as kernel calls."""
+        inner = self.gate_up_proj.lower(build, x, act=self._act_name)
+        return self.down_proj.lower(build, inner, residual=residual)
+
 
 class PreNormLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): Llama and its descendants."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, attention: SelfAttention, mlp: GatedMlp) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, attention: SelfAttention, mlp: FeedForward) -> None:
         super().__init__()
         eps = config.hf.get("rms_norm_eps", 1e-6)
         self.self_attn = attention
-        self.mlp = mlp
+        self.mlp: FeedForward = mlp
         self.input_layernorm = RmsNorm(config.hidden_size, eps, dtype)
         self.post_attention_layernorm = RmsNorm(config.hidden_size, eps, dtype)
 
@@ -90,6 +129,12 @@ class PreNormLayer(nn.Module):
         """x: [T, M] -> [T, M]."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, ctx)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def lower(self, build: Builder, x: Value, rotation: Tensor) -> Value:
+        """forward as kernel calls."""
+        inner = build.norm(x, self.input_layernorm.lowered(build))
+        x = self.self_attn.lower(build, inner, rotation, residual=x)
+        return self.mlp.lower(build, build.norm(x, self.post_attention_layernorm.lowered(build)), residual=x)
 
 
 class SandwichLayer(nn.Module):
@@ -109,6 +154,13 @@ class SandwichLayer(nn.Module):
         """x: [T, M] -> [T, M]."""
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rotation, ctx))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+    def lower(self, build: Builder, x: Value, rotation: Tensor) -> Value:
+        """forward as kernel calls."""
+        inner = self.self_attn.lower(build, build.norm(x, self.input_layernorm.lowered(build)), rotation)
+        x = build.norm(inner, self.post_attention_layernorm.lowered(build), residual=x)
+        inner = self.mlp.lower(build, build.norm(x, self.pre_feedforward_layernorm.lowered(build)))
+        return build.norm(inner, self.post_feedforward_layernorm.lowered(build), residual=x)
 
 
 class Stack(nn.Module):
@@ -140,6 +192,14 @@ class Stack(nn.Module):
             x = layer(x, rotations[kind], ctx)
         return self.norm(x)
 
+    def lower(self, build: Builder) -> Value:
+        """forward as kernel calls."""
+        rotations = [rotary.table() for rotary in self._rotaries]
+        x = self.embed_tokens.lower(build)
+        for layer, kind in self._order:
+            x = layer.lower(build, x, rotations[kind])
+        return build.norm(x, self.norm.lowered(build))
+
 
 class Decoder(CausalModel):
     """A stack with a head. Without a head of its own (`tied`) the embedding serves as one."""
@@ -161,14 +221,26 @@ class Decoder(CausalModel):
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return logits(hidden, head.weight, self._softcap)
 
+    def lower(self, build: Builder) -> None:
+        """See `CausalModel.lower`."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        build.head(self.model.lower(build), head.weight, self._softcap)
 
-def pre_norm_decoder(config: ModelConfig, dtype: torch.dtype, attentions: Sequence[SelfAttention]) -> Decoder:
-    """The whole of a Llama-like model around its attention layers."""
+
+def pre_norm_decoder(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    attentions: Sequence[SelfAttention],
+    mlps: Sequence[FeedForward] | None = None,
+) -> Decoder:
+    """The whole of a Llama-like model around its attention layers. mlps: one per layer; None: dense ones."""
     hf = config.hf
-    act, bias = hf.get("hidden_act", "silu"), bool(hf.get("mlp_bias", False))
+    if mlps is None:
+        act, bias = hf.get("hidden_act", "silu"), bool(hf.get("mlp_bias", False))
+        mlps = [GatedMlp(config, dtype, act=act, bias=bias) for _ in attentions]
     stack = Stack(
         Embedding(config.vocab_size, config.hidden_size, dtype=dtype),
-        [PreNormLayer(config, dtype, part, GatedMlp(config, dtype, act=act, bias=bias)) for part in attentions],
+        [PreNormLayer(config, dtype, attention, mlp) for attention, mlp in zip(attentions, mlps, strict=True)],
         RmsNorm(config.hidden_size, hf.get("rms_norm_eps", 1e-6), dtype),
         [Rotary(rope_parameters(hf), config.head_dim, config.context_length, dtype)],
         [0] * len(attentions),

@@ -14,6 +14,9 @@ _FILES = {
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "MixtralForCausalLM": "mixtral",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
     "Gemma3ForConditionalGeneration": "gemma3",
@@ -28,7 +31,7 @@ def spec_for(config: ModelConfig, impl: str = "auto") -> ModelSpec:
     """
     if impl not in ("auto", "moonlang", "sglang", "transformers"):
         raise ConfigError(f"There is no model implementation {impl!r}.", hint="Choose auto, moonlang or transformers.")
-    own = next((_FILES[name] for name in config.architectures if name in _FILES), None)
+    own = _own_file(config)
     if impl == "transformers" or (own is None and impl == "auto"):
         return _spec("transformers")
     if own is None:
@@ -38,6 +41,15 @@ def spec_for(config: ModelConfig, impl: str = "auto") -> ModelSpec:
             hint="Use --model-impl auto to fall back to transformers.",
         )
     return _spec(own)
+
+
+def has_own_file(config: ModelConfig, impl: str = "auto") -> bool:
+    """Whether `spec_for` takes a file of this package, found out without importing it."""
+    return impl != "transformers" and _own_file(config) is not None
+
+
+def _own_file(config: ModelConfig) -> str | None:
+    return next((_FILES[name] for name in config.architectures if name in _FILES), None)
 
 
 def specs() -> dict[str, ModelSpec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from moonlang.attention.batch import ForwardContext
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.core.kv import KvSchema
+
+if TYPE_CHECKING:
+    from moonlang.kernels.program import Builder
 
 
 class CausalModel(nn.Module):
@@ -26,6 +29,10 @@ class CausalModel(nn.Module):
         """hidden: [N, M], any of the rows that forward returned -> [N, V] float32."""
         raise NotImplementedError
 
+    def lower(self, build: Builder) -> None:
+        """Write forward and logits down as kernel calls, ending with `build.head`; or call `build.refuse`."""
+        build.refuse("its forward is not made of our blocks")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsMap:
@@ -33,15 +40,22 @@ class WeightsMap:
 
     A parameter takes the tensor of its own name, unless one of its name's parts is in `fused`: then it is the
     concatenation, along dimension 0, of the tensors whose names have that part replaced by each entry in turn.
+
+    A parameter "experts.NAME" of shape [E, ...] with NAME in `experts` holds, for each expert in turn, the tensors
+    "experts.<i>.<part>.weight" of its parts, one after the other.
     """
 
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    experts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prefixes: tuple[tuple[str, str], ...] = ()  # (prefix in the checkpoint, prefix in the model), first match applies
+    renamed: tuple[tuple[str, str], ...] = ()  # (part of a name in the checkpoint, in the model), all apply
     ignored: tuple[str, ...] = ()  # tensors whose (renamed) name starts with or ends in one of these are not for us
     plus_one: tuple[str, ...] = ()  # parameters with these endings hold 1 + the tensor
 
     def model_name(self, tensor: str) -> str:
         """The name that the checkpoint's tensor has in the model."""
+        for theirs, ours in self.renamed:
+            tensor = tensor.replace(theirs, ours)
         for theirs, ours in self.prefixes:
             if tensor.startswith(theirs):
                 return ours + tensor[len(theirs) :]
@@ -50,10 +64,12 @@ class WeightsMap:
     def is_ignored(self, name: str) -> bool:
         return name.startswith(self.ignored) or name.endswith(self.ignored)
 
-    def sources(self, parameter: str) -> tuple[str, ...]:
-        """The names, in the model's naming, of the tensors that make up `parameter`, in order."""
+    def sources(self, parameter: str, length: int) -> tuple[str, ...]:
+        """The names, in the model's naming, of what makes up `parameter`, in order. length: its dimension 0."""
         head, _, rest = parameter.rpartition(".")
         parent, _, last = head.rpartition(".")
+        if last == "experts" and rest in self.experts:
+            return tuple(f"{head}.{i}.{part}.weight" for i in range(length) for part in self.experts[rest])
         if last not in self.fused:
             return (parameter,)
         return tuple(f"{parent}.{part}.{rest}" for part in self.fused[last])

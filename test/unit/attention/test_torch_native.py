@@ -1,4 +1,4 @@
-"""Paged attention in torch against the definition, row by row over whole sequences."""
+"""Paged attention in torch, and by the CPU kernels, against the definition, row by row over whole sequences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from moonlang.attention import torch_native
 from moonlang.attention.batch import AttentionSpec, BatchLayout, ForwardContext
+from moonlang.base.registry import find
+from moonlang.config.host import cpu_kernels
 from moonlang.core.kv import KvSchema
 from moonlang.model_executor.kv_pool import KvPool
 
@@ -70,9 +72,9 @@ class Batch:
             row_lengths=lengths,
         )
 
-    def check(self, spec: AttentionSpec) -> None:
+    def check(self, spec: AttentionSpec, backend: str = "torch_native") -> None:
         new = torch.cat([kv[:, -n:] for kv, (_, n) in zip(self.kv, self.rows, strict=True)], 1)
-        ctx = ForwardContext(self.layout, self.pool, torch_native.BACKEND())
+        ctx = ForwardContext(self.layout, self.pool, find("attention", backend).BACKEND())
         got = ctx.attend(LAYER, self.q, new[0], new[1], spec)
         queries = self.q.split([n for _, n in self.rows])
         expected = [
@@ -95,17 +97,24 @@ BATCHES = {
 }
 
 
+@pytest.fixture(params=["torch_native", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpu" and not cpu_kernels():
+        pytest.skip("sgl-kernel is not installed")
+    return request.param
+
+
 @pytest.mark.parametrize("page", [1, 3, 16, 64])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
-def test_same_as_the_definition(rows: list[tuple[int, int]], spec: AttentionSpec, page: int) -> None:
-    Batch(rows, page).check(spec)
+def test_same_as_the_definition(rows: list[tuple[int, int]], spec: AttentionSpec, page: int, backend: str) -> None:
+    Batch(rows, page).check(spec, backend)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_rows_of_very_different_length(spec: AttentionSpec) -> None:
+def test_rows_of_very_different_length(spec: AttentionSpec, backend: str) -> None:
     """Too uneven for one padded batch: several groups, and rows that are not in the order of their length."""
-    Batch([(3, 1), (900, 1), (20, 1), (400, 1), (1, 1), (899, 1), (0, 5)], 16).check(spec)
+    Batch([(3, 1), (900, 1), (20, 1), (400, 1), (1, 1), (899, 1), (0, 5)], 16).check(spec, backend)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

@@ -115,7 +115,8 @@ def test_context_length_wish(tmp_path, monkeypatch):
         ({"vocab_size": None}, "vocab_size"),
         ({"num_hidden_layers": "2"}, "hidden_layers"),
         ({"max_position_embeddings": None}, "--context-length"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "quantized (gptq, 3 bits)"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "--quantization int8|int4"),
         ({"torch_dtype": "float8_e4m3fn"}, "--dtype bfloat16"),
     ],
 )
@@ -130,3 +131,46 @@ def test_broken_file(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match="Fetch the file again"):
         load_model_config(str(tmp_path), ServerArgs())
+
+
+@pytest.mark.parametrize(
+    ("settings", "wish", "method", "dtype"),
+    [
+        (None, None, None, "float16"),
+        (None, "int8", "int8", "float16"),
+        ({"quant_method": "gptq", "bits": 4}, None, "gptq", "bfloat16"),
+        ({"quant_method": "gptq", "bits": 8}, "gptq_marlin", "gptq", "bfloat16"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "awq", "awq", "bfloat16"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8", "fp8", "bfloat16"),
+    ],
+)
+def test_quantization(tmp_path, settings, wish, method, dtype):
+    changes = {"quantization_config": settings} if settings else {}
+    model = load(tmp_path, LLAMA | {"torch_dtype": "float16"} | changes, quantization=wish)
+    assert (model.quantization and model.quantization.method, model.dtype) == (method, dtype)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wish", "says"),
+    [
+        (None, "gptq", "config.json has no quantization_config"),
+        ({"quant_method": "gptq", "bits": 4}, "awq", "quantized as gptq"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, None, "awq, version gemv"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, None, "format pack-quantized"),
+    ],
+)
+def test_quantization_that_cannot_be_served(tmp_path, settings, wish, says):
+    changes = {"quantization_config": settings} if settings else {}
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path, LLAMA | changes, quantization=wish)
+
+
+def test_compressed_tensors(tmp_path):
+    for kind, activations, method in (
+        ("float", {}, "fp8"),
+        ("int", None, "int8"),
+        ("int", {"dynamic": True}, "w8a8_int8"),
+    ):
+        group = {"weights": {"type": kind, "num_bits": 8}, "input_activations": activations}
+        settings = {"quant_method": "compressed-tensors", "format": f"{kind}-quantized", "config_groups": {"g": group}}
+        assert load(tmp_path, LLAMA | {"quantization_config": settings}).quantization.method == method

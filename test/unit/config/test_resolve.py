@@ -31,6 +31,10 @@ def test_every_automatic_value_has_a_reason():
         "pytorch",
         "xgrammar",
     )
+    with_kernels, reasons = resolve(ServerArgs(), MODEL, HostFacts(cpu_kernels="avx2"))
+    assert with_kernels.attention_backend == "cpu"
+    assert "avx2" in reasons["attention_backend"]
+    assert resolve(ServerArgs(), MODEL, HostFacts(cpu_kernels="avx2", cuda=True))[0].attention_backend == "torch_native"
     assert (args.served_model_name, args.tokenizer_path, args.dtype) == ("moonlang-tiny", "/m", "bfloat16")
     assert (args.context_length, args.max_prefill_tokens, args.messaging_backend) == (2048, 16384, "zmq")
 

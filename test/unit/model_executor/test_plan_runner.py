@@ -11,6 +11,7 @@ from moonlang.core.plan import Row, SlotStart, StepPlan
 from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling import GrammarSpec, SamplingParams
 from moonlang.model_executor.buckets import bucket, exact
+from moonlang.model_executor.layout import padded, to_torch
 from moonlang.model_executor.plan_runner import PlanRunner
 from moonlang.model_executor.sampling import NOT_FINITE, NOTHING_ALLOWED
 from moonlang.model_executor.slots import SlotTable
@@ -35,10 +36,12 @@ def successor(tokens):
 class ToyNetwork:
     """A cell holds the token stored in it; hidden states are the hash of all cells up to a position."""
 
-    def __init__(self):
+    def __init__(self, rounded=exact):
         self.cells = np.full((PAGES, PAGE), -1)
+        self.rounded = rounded
 
-    def forward(self, input_ids, layout):
+    def forward(self, batch, kept):
+        input_ids, layout = to_torch(padded(batch, self.rounded(len(batch.ids))), torch.device("cpu"))
         self.cells[layout.store_page.numpy(), layout.store_offset.numpy()] = input_ids.numpy()
         hidden = []
         table = layout.page_table.numpy()
@@ -48,9 +51,15 @@ class ToyNetwork:
                 tokens = self.cells[table[row]].reshape(-1)[:end]
                 assert (tokens >= 0).all()
                 hidden.append(np.nan if POISON in tokens else chain(tokens.tolist()))
-        return torch.tensor(hidden, dtype=torch.float64)[:, None]
+        return ToyHidden(torch.tensor(hidden, dtype=torch.float64)[torch.from_numpy(kept)][:, None])
 
-    def logits(self, hidden):
+
+class ToyHidden:
+    def __init__(self, states):
+        self.states = states
+
+    def logits(self, begin, end):
+        hidden = self.states[begin:end]
         seeds = hidden[:, 0].nan_to_num(0).long()
         logits = torch.stack([torch.arange(VOCAB).add(seed).mul(13).remainder(31).float() / 31 for seed in seeds])
         logits[:, POISON] = -100.0
@@ -91,8 +100,7 @@ class Grammars:
 
 def make(grammars=None, rounded=exact, slots=SLOTS):
     table = SlotTable(slots, PAGES, VOCAB, (0,), grammars)
-    network = ToyNetwork()
-    return PlanRunner(network, table, page_size=PAGE, vocab_size=VOCAB, device=torch.device("cpu"), rounded=rounded)
+    return PlanRunner(ToyNetwork(rounded), table, page_size=PAGE, vocab_size=VOCAB)
 
 
 def start(slot, tokens, prompt_len=None, params=GREEDY, logprob=None, epoch=1):
@@ -268,11 +276,10 @@ def test_one_row_of_nan_fails_alone():
 
 def test_logprobs_of_output_and_prompt():
     runner = make()
-    network = ToyNetwork()
     tokens = [4, 2, 4, 2, 4, 2, 1]
 
     def expected(prefix):
-        return network.logits(torch.tensor([[float(chain(prefix))]]))[0].log_softmax(-1)
+        return ToyHidden(torch.tensor([[float(chain(prefix))]])).logits(0, 1)[0].log_softmax(-1)
 
     spec = LogprobSpec(2, 3, (8, 5))
     params = SamplingParams(temperature=0.5, seed=3)
@@ -288,7 +295,7 @@ def test_logprobs_of_output_and_prompt():
         assert [value for value, _ in entry.top] == pytest.approx(want.topk(3).values.tolist(), abs=1e-5)
         assert [token for _, token in entry.ids] == [8, 5]
         assert [value for value, _ in entry.ids] == pytest.approx(want[[8, 5]].tolist(), abs=1e-5)
-    scaled = network.logits(torch.tensor([[float(chain(tokens))]]))[0].div(0.5).log_softmax(-1)
+    scaled = ToyHidden(torch.tensor([[float(chain(tokens))]])).logits(0, 1)[0].div(0.5).log_softmax(-1)
     assert two.output[0].token == two.tokens[0]
     assert two.output[0].logprob == pytest.approx(scaled[two.tokens[0]].item(), abs=1e-5)
 

@@ -1,0 +1,1 @@
+"""Which code computes what: one table of operations and their implementations, chosen by facts; see `table`."""

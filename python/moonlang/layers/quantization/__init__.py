@@ -1,0 +1,1 @@
+"""Quantised weights: one file per form. The file's name is the value of --quantization."""

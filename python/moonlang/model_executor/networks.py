@@ -1,0 +1,91 @@
+"""Loading a model for the path that computes it: the program of the CPU kernels where it can be, torch elsewhere."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from moonlang.base import log, registry
+from moonlang.config.host import cpu_kernels
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.server_args import ServerArgs
+from moonlang.kernels.table import CPU, TORCH, Facts, choose
+from moonlang.layers.token_choice import Chooser, NumpyChooser
+from moonlang.model_executor.buckets import bucket, exact
+from moonlang.model_executor.kv_pool import KvPool
+from moonlang.model_executor.plan_runner import Network
+from moonlang.model_executor.threads import limit_threads
+from moonlang.model_executor.torch_network import TorchNetwork
+from moonlang.model_loader import load_model
+from moonlang.models.spec import CausalModel, ModelSpec
+
+_log = log.get(__name__)
+
+
+class Loaded(Protocol):
+    """A model with its weights, which awaits its pool. how: what computes it, with how many threads."""
+
+    weight_bytes: int
+    threads: int
+    how: str
+
+    def connect(self, pool: KvPool) -> Network: ...
+
+
+class LoadedTorch:
+    """See Loaded. attention: name of the backend."""
+
+    def __init__(self, model: CausalModel, attention: str, device: torch.device) -> None:
+        self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
+        self.threads = limit_threads()
+        self.how = f"torch, attention {attention}"
+        self._model = model
+        self._backend = registry.find("attention", attention).BACKEND()
+        self._device = device
+
+    def connect(self, pool: KvPool) -> TorchNetwork:
+        rounded = bucket if self._device.type == "cpu" and pool.schema.itemsize == 2 else exact
+        return TorchNetwork(self._model, pool, self._backend, self._device, rounded)
+
+
+def chooser(device: torch.device, dtype: str) -> Chooser:
+    """What makes tokens of logits."""
+    facts = Facts(device=device.type, dtype=dtype, isa=cpu_kernels(), attention_backend="")
+    if choose("sampling", facts).implementation == TORCH:
+        return NumpyChooser()
+    from moonlang.kernels.token_choice import KernelChooser
+
+    return KernelChooser()
+
+
+def load(config: ModelConfig, spec: ModelSpec, args: ServerArgs, device: torch.device) -> Loaded:
+    """The model, loaded by the path that `kernels.table` chooses. ConfigError when the checkpoint does not fit."""
+    attention = args.attention_backend or "torch_native"
+    facts = Facts(
+        device=device.type,
+        dtype=config.dtype,
+        isa=cpu_kernels(),
+        attention_backend=attention,
+        own_model=spec.load is None,
+    )
+    chosen = choose("forward", facts)
+    if device.type == "cpu" and not facts.isa:
+        _log.warning("The CPU kernels are not installed: torch computes, several times slower. See scripts/setup.")
+    if chosen.implementation == CPU:
+        loaded = _program(config, spec, args.load_format)
+        if loaded is not None:
+            return loaded
+    return LoadedTorch(load_model(config, spec, args.load_format, device), attention, device)
+
+
+def _program(config: ModelConfig, spec: ModelSpec, load_format: str) -> Loaded | None:
+    """None, and a line in the log, when the model has a part without a kernel."""
+    from moonlang.kernels.program import NotLowerableError
+    from moonlang.model_executor import program_network
+
+    try:
+        return program_network.load(config, spec, load_format)
+    except NotLowerableError as why:
+        _log.warning("Torch computes this model: %s.", why)
+        return None

@@ -1,0 +1,66 @@
+"""The path of the CPU kernels: a model written down as a `Program`, which computes a step in one call."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import sgl_kernel
+import torch
+from sgl_kernel.program import Program
+
+from moonlang.config.model_config import ModelConfig
+from moonlang.kernels.program import Builder
+from moonlang.model_executor.kv_pool import KvPool
+from moonlang.model_executor.layout import Batch, Ints
+from moonlang.model_executor.threads import kernel_threads
+from moonlang.model_loader import open_model
+from moonlang.models.spec import ModelSpec
+
+
+class ProgramHidden:
+    """See plan_runner.Hidden. The states lie in the program's memory."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def logits(self, begin: int, end: int) -> torch.Tensor:
+        return torch.from_numpy(self._program.logits(begin, end))
+
+
+class ProgramNetwork:
+    """See plan_runner.Network."""
+
+    def __init__(self, program: Program, pool: KvPool) -> None:
+        self._program = program
+        self._pool = pool  # the program keeps its address only
+        self._hidden = ProgramHidden(program)
+        schema = pool.schema
+        program.set_pool(pool.buffer.data_ptr(), pool.num_pages, schema.num_layers, schema.page_size, schema.dtype)
+
+    def forward(self, batch: Batch, kept: Ints) -> ProgramHidden:
+        self._program.run(batch.ids, batch.slots, batch.starts, batch.lengths, batch.page_table, np.asarray(kept))
+        return self._hidden
+
+
+class LoadedProgram:
+    """See networks.Loaded."""
+
+    def __init__(self, program: Program, weight_bytes: int) -> None:
+        self.weight_bytes = weight_bytes
+        self.threads = kernel_threads(len(os.sched_getaffinity(0)), weight_bytes, os.environ)
+        sgl_kernel.set_threads(self.threads)
+        self.how = f"CPU kernels for {sgl_kernel.isa()}"
+        self._program = program
+
+    def connect(self, pool: KvPool) -> ProgramNetwork:
+        return ProgramNetwork(self._program, pool)
+
+
+def load(config: ModelConfig, spec: ModelSpec, load_format: str) -> LoadedProgram:
+    """Pack the weights and write the program. NotLowerableError when the model has a part without a kernel."""
+    model, parts = open_model(config, spec, load_format)
+    build = Builder(config.dtype, parts)
+    model.lower(build)
+    program = build.finish(heads=config.num_heads, kv_heads=config.num_kv_heads, head_dim=config.head_dim)
+    return LoadedProgram(program, build.weight_bytes)

@@ -1,0 +1,51 @@
+"""The torch path: a model of `models` with its pool and the attention backend that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from moonlang.attention.batch import AttentionBackend, ForwardContext
+from moonlang.model_executor.buckets import exact
+from moonlang.model_executor.kv_pool import KvPool
+from moonlang.model_executor.layout import Batch, Ints, padded, to_torch
+from moonlang.models.spec import CausalModel
+
+
+class TorchHidden:
+    """See plan_runner.Hidden. states: [N, M]."""
+
+    def __init__(self, model: CausalModel, states: torch.Tensor, rounded: Callable[[int], int]) -> None:
+        self._model = model
+        self._states = states
+        self._rounded = rounded
+
+    def logits(self, begin: int, end: int) -> torch.Tensor:
+        padding = self._rounded(end - begin) - (end - begin)
+        states = self._states[begin:end]
+        return self._model.logits(F.pad(states, (0, 0, 0, padding)) if padding else states)[: end - begin]
+
+
+class TorchNetwork:
+    """See plan_runner.Network. rounded: how many tokens to compute for a given number (see `buckets`)."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        pool: KvPool,
+        backend: AttentionBackend,
+        device: torch.device,
+        rounded: Callable[[int], int] = exact,
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._backend = backend
+        self._device = device
+        self._rounded = rounded
+
+    def forward(self, batch: Batch, kept: Ints) -> TorchHidden:
+        ids, layout = to_torch(padded(batch, self._rounded(len(batch.ids))), self._device)
+        states = self._model(ids, ForwardContext(layout, self._pool, self._backend))
+        return TorchHidden(self._model, states[torch.from_numpy(kept).to(self._device)], self._rounded)

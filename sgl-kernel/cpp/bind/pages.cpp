@@ -1,0 +1,79 @@
+// Page copies and checksums.
+#include "ops/pages.h"
+
+#include <nanobind/stl/optional.h>
+
+#include <optional>
+
+#include "bind/arrays.h"
+#include "bind/module.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using ml::bind::Array;
+using ml::bind::ReadArray;
+using ml::bind::refuse;
+
+namespace {
+
+struct Pages {
+  ml::PageMemory memory;
+  int64_t count, bytes;
+};
+
+/// An array [P, ...] whose pages are contiguous.
+template <class A>
+Pages pages_of(const A& array, const char* name) {
+  if (array.ndim() < 2) refuse(std::string(name) + ": expected [pages, ...]");
+  int64_t numbers = 1;
+  for (size_t i = array.ndim() - 1; i > 0; --i) {
+    if (array.shape(i) > 1 && array.stride(i) != numbers) refuse(std::string(name) + ": a page must be contiguous");
+    numbers *= int64_t(array.shape(i));
+  }
+  const int64_t size = int64_t(array.itemsize());
+  char* base = static_cast<char*>(const_cast<void*>(static_cast<const void*>(array.data())));
+  return {{base, array.stride(0) * size}, int64_t(array.shape(0)), numbers * size};
+}
+
+const int32_t* checked_ids(const ReadArray& ids, const char* name, int64_t count, int64_t pages) {
+  const auto* data = static_cast<const int32_t*>(ml::bind::vector(ids, name, ml::DType::i32, count));
+  for (int64_t i = 0; i < count; ++i) {
+    if (data[i] < 0 || data[i] >= pages) refuse(std::string(name) + ": no such page");
+  }
+  return data;
+}
+
+uint64_t* checked_sums(const nb::ndarray<uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& sums, int64_t count) {
+  if (int64_t(sums.shape(0)) != count) refuse("sums: one per page");
+  return sums.data();
+}
+
+using Sums = nb::ndarray<uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void copy_pages(const ReadArray& from, const ReadArray& from_ids, const Array& to, const ReadArray& to_ids,
+                const std::optional<Sums>& sums, uint64_t seed) {
+  const Pages source = pages_of(from, "source"), target = pages_of(to, "target");
+  if (source.bytes != target.bytes) refuse("source and target pages differ in size");
+  const int64_t count = int64_t(from_ids.shape(0));
+  const int32_t* source_ids = checked_ids(from_ids, "source_ids", count, source.count);
+  const int32_t* target_ids = checked_ids(to_ids, "target_ids", count, target.count);
+  uint64_t* out = sums ? checked_sums(*sums, count) : nullptr;
+  nb::gil_scoped_release release;
+  ml::copy_pages(source.memory, source_ids, target.memory, target_ids, count, source.bytes, out, seed);
+}
+
+void sum_pages(const ReadArray& from, const ReadArray& ids, const Sums& sums, uint64_t seed) {
+  const Pages source = pages_of(from, "source");
+  const int64_t count = int64_t(ids.shape(0));
+  const int32_t* source_ids = checked_ids(ids, "ids", count, source.count);
+  uint64_t* out = checked_sums(sums, count);
+  nb::gil_scoped_release release;
+  ml::sum_pages(source.memory, source_ids, count, source.bytes, out, seed);
+}
+
+}  // namespace
+
+ML_BIND(pages) {
+  m.def("copy_pages", &copy_pages, "source"_a, "source_ids"_a, "target"_a, "target_ids"_a, "sums"_a.none(), "seed"_a);
+  m.def("sum_pages", &sum_pages, "source"_a, "ids"_a, "sums"_a, "seed"_a);
+}

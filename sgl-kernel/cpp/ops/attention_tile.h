@@ -1,0 +1,185 @@
+// The inner loops of attention over one block of keys: R query rows times packed keys, softmax, times packed values.
+// Included from .inc.cpp only.
+//
+// Packed operands lie in panels of kPanel lanes: [panel][step][lane]. The lanes of keys are tokens, those of values are
+// dimensions. How many rows or lanes are computed together never touches the chain of one output.
+#pragma once
+
+#include "ops/attention_arith.h"
+#include "ops/attention_plan.h"
+
+namespace ml::ML_ISA {
+
+#if defined(ML_ISA_AVX512)
+constexpr int kTileRows = 6, kTileCols = 4;  // 24 of 32 registers
+#else
+constexpr int kTileRows = 4, kTileCols = 2;
+#endif
+constexpr int kLanes = f32v::N;
+constexpr int kPanel = kTileCols * kLanes;
+constexpr int kHalf = 2 * kLanes;  // tails are computed in steps of this many lanes
+constexpr float kLog2e = 1.44269504f;
+constexpr float kHidden = -__builtin_inff();
+constexpr float kLowest = -1e30f;  // stands in for the largest score when all are -inf
+
+/// 2^x for x <= 0 within 1 ulp or so; 0 for -inf, NaN for NaN.
+ML_INLINE f32v exp2(f32v x) {
+  constexpr float kSeries[] = {1.0f, 0.693147f, 0.24022242f, 0.055507336f, 0.009671513f, 0.0013264727f};
+#if defined(ML_ISA_AVX512)
+  x = max(f32v::set(-200.0f), x);  // far enough that the result is 0, and the polynomial gets a number
+  const f32v n = round(x);
+  return _mm512_scalef_ps(polynomial(x - n, kSeries).v, n.v);
+#else
+  const f32v lowest = f32v::set(-126.0f), inside = max(lowest, x);
+  const f32v n = round(inside);
+  const f32v scaled = polynomial(inside - n, kSeries) * pow2(max(lowest, n));
+  return select_unordered(x, select_less(x, lowest, f32v::zero(), scaled));
+#endif
+}
+
+/// sums[r][c] = chain over the steps of a[r][step] times lanes c of b[step]. b: [steps, kPanel].
+template <class A, int R, int C>
+ML_INLINE void multiply(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int steps,
+                        f32v (&sums)[R][C]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sums[r][c] = f32v::zero();
+  }
+  for (int s = 0; s < steps; ++s, b += kPanel) {
+    typename A::Wide lanes[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) lanes[c] = A::load(b + c * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const auto x = A::broadcast(a[r * lda + s]);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sums[r][c] = A::step(sums[r][c], x, lanes[c]);
+    }
+  }
+}
+
+/// How a block's values enter a row: out = out * keep + values * add.
+struct RowMerge {
+  float keep, add;
+};
+
+/// Takes the products of one block and some lanes into R output rows of `ldo` floats; merge null: writes them bare.
+template <int R, int C>
+ML_INLINE void put_values(const f32v (&sums)[R][C], const RowMerge* merge, float* out, int64_t ldo) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      float* to = out + r * ldo + c * kLanes;
+      if (merge == nullptr) {
+        sums[r][c].store(to);
+      } else {
+        fma(f32v::load(to), f32v::set(merge[r].keep), sums[r][c] * f32v::set(merge[r].add)).store(to);
+      }
+    }
+  }
+}
+
+/// How raw scores become weights; the same for all rows of a call and head.
+struct ScoreRule {
+  float scale;             // times log2 e when there is no softcap: scores are then used as they come
+  float softcap;           // 0: none
+  float cap_scale;         // scale / softcap
+  const float* key_scale;  // [kBlockTokens] of this block's keys, or null
+  const float* value_scale;
+};
+
+/// One row of one block.
+struct RowRange {
+  int32_t low, high;  // keys [low, high) of the block are visible
+};
+
+/// Scores of keys [begin, end) of the block (multiples of kHalf), R rows of kBlockTokens floats.
+template <class A, int R>
+ML_INLINE void tile_scores(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps, int begin,
+                           int end, float* scores) {
+  const auto columns = [&](auto& sums, int at) {
+    constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
+    multiply<A, R, C>(q, ldq, keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel, steps, sums);
+    put_values<R, C>(sums, nullptr, scores + at, kBlockTokens);
+    return at + C * kLanes;
+  };
+  for (int at = begin; at < end;) {
+    if (at % kPanel == 0 && end - at >= kPanel) {
+      f32v sums[R][kTileCols];
+      at = columns(sums, at);
+    } else {
+      f32v sums[R][2];
+      at = columns(sums, at);
+    }
+  }
+}
+
+/// Scores that need more than one scale for the whole row: per-key scales, softcap.
+ML_INLINE void shape_scores(const ScoreRule& rule, int begin, int end, float* scores) {
+  if (rule.key_scale != nullptr) {
+    for (int j = begin; j < end; j += kLanes) {
+      (f32v::load(scores + j) * f32v::load(rule.key_scale + j)).store(scores + j);
+    }
+  }
+  if (rule.softcap != 0.0f) {
+    const f32v in = f32v::set(rule.cap_scale), out = f32v::set(rule.softcap);
+    for (int j = begin; j < end; j += kLanes) (out * tanh(f32v::load(scores + j) * in)).store(scores + j);
+  }
+}
+
+/// Scores of keys [begin, end) -> weights 2^(scale * score - top) of the visible ones, 0 for the others, as operands of
+/// the product with the values. Returns top, and the sum of the weights in *total.
+template <class A>
+ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end, float* scores,
+                       typename A::Unit* weights, float* total) {
+  shape_scores(rule, begin, end, scores);
+  for (int j = begin; j < range.low; ++j) scores[j] = kHidden;
+  for (int j = range.high; j < end; ++j) scores[j] = kHidden;
+  f32v top = f32v::set(kLowest);
+  for (int j = begin; j < end; j += kLanes) top = max(top, f32v::load(scores + j));
+  const float largest = max(top);
+  // The difference first: scale * score - scale * largest, fused, could be above 0 by a rounding of a huge product.
+  const f32v scale = f32v::set(rule.scale), shift = f32v::set(largest);
+  f32v sum_of = f32v::zero();
+  for (int j = begin; j < end; j += A::kPair * kLanes) {
+    f32v p[A::kPair];
+#pragma GCC unroll 2
+    for (int i = 0; i < A::kPair; ++i) {
+      p[i] = exp2((f32v::load(scores + j + i * kLanes) - shift) * scale);
+      sum_of += p[i];
+      if (rule.value_scale != nullptr) p[i] *= f32v::load(rule.value_scale + j + i * kLanes);
+    }
+    A::pack_weights(p, weights + j / A::kPair);
+  }
+  *total = sum(sum_of);
+  return largest * rule.scale;
+}
+
+/// Weights of keys [begin, end) times packed values -> out: R rows of `ldo` floats, `dims` of them (a multiple of
+/// kHalf). merge: R entries, or null to write the bare product.
+template <class A, int R>
+ML_INLINE void tile_values(const typename A::Unit* weights, const typename A::Unit* values, int begin, int end,
+                           int dims, const RowMerge* merge, float* out, int64_t ldo) {
+  constexpr int kSteps = kBlockTokens / A::kPair;
+  const int first = begin / A::kPair, steps = (end - begin) / A::kPair;
+  const auto columns = [&](auto& sums, int at) {
+    constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
+    const typename A::Unit* panel = values + (int64_t{at / kPanel} * kSteps + first) * kPanel + at % kPanel;
+    multiply<A, R, C>(weights + first, kSteps, panel, steps, sums);
+    put_values<R, C>(sums, merge, out + at, ldo);
+    return at + C * kLanes;
+  };
+  for (int at = 0; at < dims;) {
+    if (at % kPanel == 0 && dims - at >= kPanel) {
+      f32v sums[R][kTileCols];
+      at = columns(sums, at);
+    } else {
+      f32v sums[R][2];
+      at = columns(sums, at);
+    }
+  }
+}
+
+}  // namespace ml::ML_ISA

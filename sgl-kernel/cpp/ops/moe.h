@@ -1,0 +1,96 @@
+// Mixtures of experts: gating, and the experts' products over the tokens that chose them.
+//
+// Gating is that of python/moonlang/moe/topk.py. A token's result is the sum over its experts in the order of its list,
+// and each expert's product has the bits of ops/gemm.h: nothing depends on which tokens share an expert or a batch.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ops/gemm.h"
+#include "ops/table.h"
+
+namespace ml {
+
+constexpr int64_t kMaxExperts = 1024;
+
+struct Gating {
+  int64_t experts_per_token = 1;
+  bool normalise = false;  // divide the chosen weights by their sum
+  bool sigmoid = false;    // scores are sigmoids, not a softmax
+  float scale = 1.0f;
+  int64_t groups = 1;  // of experts; chosen from are the `groups_kept` best
+  int64_t groups_kept = 1;
+};
+
+/// Rows [first, last): weights and experts [rows, experts_per_token] from logits [rows, experts]. bias: [experts] or
+/// null.
+struct GatingRows {
+  const Gating* gating;
+  const float* logits;
+  const float* bias;
+  int64_t experts;
+  float* weights;
+  int32_t* chosen;
+};
+
+/// y[t] = sum over j of weights[t, j] * z[place[t, j]], then + shared_weight[t] * shared[t], then + residual[t]; one
+/// rounding.
+struct Combine {
+  DType type;  // of z, shared, residual and y
+  int64_t columns, per_token;
+  const float* weights;        // [T, per_token]
+  const int32_t* place;        // [T, per_token], rows of z
+  const void* z;               // [T * per_token, columns]
+  const void* shared;          // [T, columns] or null
+  const float* shared_logits;  // [T]: the shared expert's weight is their sigmoid; null: 1
+  const void* residual;        // or null
+  int64_t ld_residual;
+  void* y;
+  int64_t ldy;
+};
+
+struct MoeOps {
+  void (*top_experts)(const GatingRows&, int64_t first, int64_t last);
+  void (*combine)(const Combine&, int64_t first, int64_t last);
+};
+
+/// The weights of one layer.
+struct MoeWeights {
+  PackedWeight router;                    // [E, M]
+  std::vector<float> router_bias;         // [E], or empty
+  std::vector<PackedWeight> gate_up;      // per expert [2F, M], gated
+  std::vector<PackedWeight> down;         // per expert [M, F]
+  std::vector<PackedWeight> shared;       // of the expert that every token visits: gate_up, down; or empty
+  std::vector<PackedWeight> shared_gate;  // [1, M], or empty: its weight is 1
+};
+
+class Moe {
+ public:
+  /// Throws std::invalid_argument when the shapes do not go together.
+  Moe(MoeWeights weights, const Gating& gating, Activation act);
+
+  /// y = moe(x) + residual. x, y: [rows, M] of `type` (f32, bf16, f16), ld elements apart; residual null: none; y may
+  /// be the residual but not x. Uses scratch slot 2 of the calling thread.
+  void run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* residual, int64_t ld_residual, DType type,
+           int64_t rows) const;
+
+  int64_t size() const { return weights_.router.k; }
+
+ private:
+  struct Part;
+  struct Shared;
+  void run_part(const Part& part) const;
+  void route(const Part& part, float* logits, float* weights, int32_t* chosen) const;
+  void run_shared(const Part& part, const Shared& to) const;
+
+  MoeWeights weights_;
+  Gating gating_;
+  Activation act_;
+};
+
+void top_experts(const GatingRows& op, int64_t rows);
+
+}  // namespace ml
+
+ML_DECLARE_TABLE(MoeOps, moe)

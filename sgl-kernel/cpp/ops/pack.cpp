@@ -1,0 +1,99 @@
+#include "ops/pack.h"
+
+#include <cstring>
+#include <stdexcept>
+
+#include "base/pool.h"
+#include "base/span.h"
+#include "ops/convert.h"
+
+namespace ml {
+namespace {
+
+constexpr int64_t kTile = 64;  // elements of K handled at a time: the 32 source lines of a tile stay in L1
+
+const char* row_address(const std::vector<Rows>& sources, int64_t row, DType* type) {
+  for (const Rows& source : sources) {
+    if (row < source.rows) {
+      *type = source.type;
+      return static_cast<const char*>(source.data) + row * source.ld * bytes_of(source.type);
+    }
+    row -= source.rows;
+  }
+  throw std::logic_error("row beyond the sources");
+}
+
+/// Elements [k0, k0 + count) of a row as T, zero-filled up to kTile.
+template <class T>
+void read_elements(const char* row, DType from, DType to, int64_t k0, int64_t count, T* out) {
+  if (count < kTile) std::memset(out, 0, size_t(kTile) * sizeof(T));
+  const char* const start = row + k0 * bytes_of(from);
+  if (from == to) {
+    std::memcpy(out, start, size_t(count) * sizeof(T));
+    return;
+  }
+  float wide[kTile];
+  convert_ops().to_f32(start, from, wide, count);
+  convert_ops().from_f32(wide, out, to, count);
+}
+
+void pack_panel(const PackedWeight& w, const std::vector<Rows>& sources, int64_t panel) {
+  const char* row[kPanel];
+  DType type[kPanel];
+  for (int64_t c = 0; c < kPanel; ++c) {
+    const int64_t source = w.source_row(panel, c);
+    row[c] = source < 0 ? nullptr : row_address(sources, source, &type[c]);
+  }
+  // A unit is what one column has in one line of the panel: a float, or a pair of bf16 (also 32 bits).
+  uint32_t* const out = reinterpret_cast<uint32_t*>(const_cast<char*>(w.panel(panel)));
+  const bool f32 = w.kind == WeightKind::f32;
+  const DType to = f32 ? DType::f32 : DType::bf16;
+  const int64_t per_unit = f32 ? 1 : 2;
+  uint32_t column[kTile];
+  for (int64_t k0 = 0; k0 < w.k; k0 += kTile) {
+    const int64_t count = w.k - k0 < kTile ? w.k - k0 : kTile;
+    const int64_t units = ceil_div(count, per_unit);
+    uint32_t* const lines = out + k0 / per_unit * kPanel;
+    for (int64_t c = 0; c < kPanel; ++c) {
+      if (row[c] == nullptr) continue;  // the memory is zero already
+      if (f32) {
+        read_elements(row[c], type[c], to, k0, count, reinterpret_cast<float*>(column));
+      } else {
+        read_elements(row[c], type[c], to, k0, count, reinterpret_cast<bf16*>(column));
+      }
+      for (int64_t u = 0; u < units; ++u) lines[u * kPanel + c] = column[u];
+    }
+  }
+}
+
+}  // namespace
+
+int64_t PackedWeight::source_row(int64_t i, int64_t c) const {
+  const int64_t column = i * panel_columns() + c % panel_columns();
+  if (column >= columns()) return -1;
+  return c < panel_columns() ? column : columns() + column;
+}
+
+PackedWeight packed_shape(WeightKind kind, int64_t n, int64_t k, bool gated) {
+  if (gated && n % 2 != 0) throw std::invalid_argument("a gated weight needs an even number of rows (gate and up)");
+  PackedWeight w;
+  w.kind = kind;
+  w.gated = gated;
+  w.n = n;
+  w.k = k;
+  w.panels = ceil_div(w.columns(), w.panel_columns());
+  w.panel_bytes = kPanel * (kind == WeightKind::f32 ? k * 4 : ceil_div(k, 2) * 4);
+  w.bytes = w.panels * w.panel_bytes;
+  return w;
+}
+
+PackedWeight pack(const std::vector<Rows>& sources, int64_t k, WeightKind kind, bool gated, Arena& arena) {
+  int64_t n = 0;
+  for (const Rows& source : sources) n += source.rows;
+  PackedWeight w = packed_shape(kind, n, k, gated);
+  w.memory = arena.take(w.bytes);
+  parallel(w.panels, [&](int64_t panel) { pack_panel(w, sources, panel); });
+  return w;
+}
+
+}  // namespace ml

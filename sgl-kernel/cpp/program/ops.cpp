@@ -1,0 +1,152 @@
+#include "program/ops.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "base/pool.h"
+#include "ops/softcap.h"
+
+namespace ml {
+
+namespace {
+
+void check_ids(const Step& step, int64_t vocabulary) {
+  for (int64_t id : step.ids) {
+    if (id < 0 || id >= vocabulary) throw std::out_of_range("an input id is not in the vocabulary");
+  }
+}
+
+/// Row `row` of a packed matrix, times scale. T: bf16 or float, what the weight and `out` hold. See ops/pack.h for the
+/// layout.
+template <class T>
+void unpack_row(const PackedWeight& w, int64_t row, float scale, T* out) {
+  constexpr int64_t kGroup = sizeof(T) == 2 ? 2 : 1;  // numbers of K that lie side by side
+  const T* at = reinterpret_cast<const T*>(w.panel(row / kPanel)) + row % kPanel * kGroup;
+  for (int64_t k = 0; k < w.k; k += kGroup, at += kPanel * kGroup) {
+    for (int64_t i = 0; i < kGroup && k + i < w.k; ++i) from_f32(to_f32(at[i]) * scale, out + k + i);
+  }
+}
+
+}  // namespace
+
+void EmbedOp::run(Step& step) const {
+  check_ids(step, rows_);
+  embedding({type_, scale_, columns_, table_.data, columns_, step.ids.data(), step.at(out_), columns_}, step.tokens());
+}
+
+void PackedEmbedOp::run(Step& step) const {
+  check_ids(step, table_.n);
+  constexpr int64_t kTaskElements = 16 * 1024;  // some 20 microseconds: every pair of numbers is on a line of its own
+  const int64_t per_task = std::max<int64_t>(1, kTaskElements / table_.k), tokens = step.tokens();
+  const auto rows = [&](int64_t task) {
+    for (int64_t t = task * per_task; t < std::min(tokens, (task + 1) * per_task); ++t) {
+      const int64_t id = step.ids[size_t(t)];
+      if (table_.kind == WeightKind::bf16) {
+        unpack_row(table_, id, scale_, static_cast<bf16*>(step.at(out_)) + t * table_.k);
+      } else {
+        unpack_row(table_, id, scale_, static_cast<float*>(step.at(out_)) + t * table_.k);
+      }
+    }
+  };
+  if (tokens <= per_task) return rows(0);
+  parallel(ceil_div(tokens, per_task), rows);
+}
+
+void NormOp::run(Step& step) const {
+  RmsNorm norm{};
+  norm.type = step.shape.dtype;
+  norm.form = form_;
+  norm.sum = added_ ? NormSum::after : NormSum::none;
+  norm.eps = eps_;
+  norm.dim = dim_;
+  norm.weight = weight_.data;
+  norm.x = step.at(x_);
+  norm.residual = norm.y = step.at(out_);
+  norm.ldx = norm.ld_residual = norm.ldy = dim_;
+  rms_norm(norm, step.rows_of(out_));
+}
+
+void LinearOp::run(Step& step) const {
+  const int64_t rows = step.rows_of(out_);
+  if (rows == 0) return;
+  const int64_t width = weight_.columns();
+  Epilogue epilogue;
+  epilogue.bias = static_cast<const float*>(bias_.data);
+  epilogue.act = act_;
+  if (residual_ >= 0) {
+    epilogue.residual = step.at(residual_);
+    epilogue.ld_residual = width;
+  }
+  const DType type = step.shape.dtype;
+  gemm(weight_, step.at(x_), type, weight_.k, step.at(out_), type, width, rows, epilogue);
+}
+
+void MoeOp::run(Step& step) const {
+  const int64_t rows = step.rows_of(out_), size = moe_.size();
+  if (rows == 0) return;
+  const void* residual = residual_ < 0 ? nullptr : step.at(residual_);
+  moe_.run(step.at(x_), size, step.at(out_), size, residual, size, step.shape.dtype, rows);
+}
+
+void AttendOp::run(Step& step) const {
+  const KvView kv = step.pool.layer(layer_.index, step.shape);
+  if (step.last_position() >= layer_.rotation.size / step.shape.head_dim) {
+    throw std::out_of_range("a position is beyond the rotation table");
+  }
+  rotate_and_store(step, kv);
+  AttendCall call{};
+  call.kv = kv;
+  call.q = step.at(qkv_);
+  call.out = step.at(out_);
+  call.dtype = step.shape.dtype;
+  call.q_heads = step.shape.heads;
+  call.q_stride = int64_t{step.shape.heads + 2 * step.shape.kv_heads} * step.shape.head_dim;
+  call.out_stride = int64_t{step.shape.heads} * step.shape.head_dim;
+  call.window = layer_.window;
+  call.scale = layer_.scale;
+  call.softcap = layer_.softcap;
+  ml::attend(call, step.plan(layer_.plan));
+}
+
+void AttendOp::rotate_and_store(Step& step, const KvView& kv) const {
+  const ModelShape& shape = step.shape;
+  const int64_t dim = shape.head_dim, item = bytes_of(shape.dtype);
+  char* qkv = static_cast<char*>(step.at(qkv_));
+  const DType norm_type = layer_.norm_form == NormForm::gemma ? DType::f32 : shape.dtype;
+  const float* table = static_cast<const float*>(layer_.rotation.data);
+  RopeCall call{};
+  call.q = call.q_out = qkv;
+  call.k = qkv + shape.heads * dim * item;
+  call.v = qkv + (shape.heads + shape.kv_heads) * dim * item;
+  call.dtype = shape.dtype;
+  call.q_stride = call.k_stride = call.v_stride = call.q_out_stride = (shape.heads + 2 * shape.kv_heads) * dim;
+  call.q_heads = shape.heads;
+  call.head_dim = shape.head_dim;
+  call.eps = layer_.eps;
+  call.q_norm = {layer_.q_norm.data, norm_type, shape.head_dim};
+  call.k_norm = {layer_.k_norm.data, norm_type, shape.head_dim};
+  call.rope = {table, table + dim / 2, DType::f32, dim, step.positions.data(), 0, shape.head_dim, false, false};
+  call.kv = kv;
+  call.store_page = step.store_page.data();
+  call.store_offset = step.store_offset.data();
+  call.tokens = step.tokens();
+  rope_store(call);
+}
+
+void SelectOp::run(Step& step) const {
+  const char* from = static_cast<const char*>(step.at(x_));
+  char* to = static_cast<char*>(step.at(out_));
+  for (int64_t i = 0; i < step.kept_count(); ++i) {
+    std::memcpy(to + i * row_bytes_, from + step.kept[size_t(i)] * row_bytes_, size_t(row_bytes_));
+  }
+}
+
+int64_t LinearHead::vocabulary() const { return weight_.n; }
+
+void LinearHead::run(const void* hidden, int64_t count, float* logits) const {
+  gemm(weight_, hidden, type_, weight_.k, logits, DType::f32, weight_.n, count, {});
+  if (softcap_ != 0) softcap(logits, count, weight_.n, softcap_);
+}
+
+}  // namespace ml

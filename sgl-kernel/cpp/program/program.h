@@ -1,0 +1,80 @@
+// A model's forward as a list of kernel calls over numbered buffers.
+//
+// Python writes it once, when the model is loaded (python/moonlang/kernels/program.py); after that a step is one call:
+// no interpreter, no dispatcher, no allocation. One thread at a time may use a program.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "program/step.h"
+
+namespace ml {
+
+/// One kernel call over the whole batch. Immutable; what it needs beyond the step it was given when made.
+class Op {
+ public:
+  virtual ~Op() = default;
+  virtual const char* name() const = 0;
+  virtual void run(Step& step) const = 0;
+};
+
+class Program {
+ public:
+  explicit Program(const ModelShape& shape) : step_(shape) {}
+
+  const ModelShape& shape() const { return step_.shape; }
+
+  /// The number of a new buffer of `columns` numbers per token, or per kept token.
+  int buffer(int64_t columns, bool kept);
+
+  /// The number of the plan that attention layers with this window share (0: no window).
+  int plan_for(int32_t window);
+
+  void add(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
+
+  /// The op that makes logits from hidden states: head(hidden states [n, M], n, logits [n, V]).
+  class Head {
+   public:
+    virtual ~Head() = default;
+    virtual int64_t vocabulary() const = 0;
+    virtual void run(const void* hidden, int64_t count, float* logits) const = 0;
+  };
+  void set_head(int hidden_buffer, int64_t columns, std::unique_ptr<Head> head);
+
+  void set_pool(const KvPool& pool) { step_.pool = pool; }
+
+  /// One forward. The hidden states of the kept tokens stay until the next one.
+  void run(const Batch& batch);
+
+  /// Logits [end - begin, V] of the kept tokens [begin, end), valid until the next call.
+  float* logits(int64_t begin, int64_t end);
+
+  int64_t kept_count() const { return step_.kept_count(); }
+  int64_t vocabulary() const { return head_ ? head_->vocabulary() : 0; }
+
+  /// Nanoseconds by name of op since the last call, when `measure` is on.
+  std::map<std::string, int64_t> times();
+  void measure(bool on) { measured_ = on; }
+  bool measured() const { return measured_; }
+
+ private:
+  template <class F>
+  void timed(const char* name, F&& f);
+
+  Step step_;
+  std::vector<ValueBuffer> buffers_;
+  std::vector<int32_t> windows_;
+  std::vector<std::unique_ptr<Op>> ops_;
+  std::unique_ptr<Head> head_;
+  int hidden_buffer_ = -1;
+  int64_t hidden_row_bytes_ = 0;
+  Buffer logits_;
+  bool measured_ = false;
+  std::map<std::string, int64_t> times_;
+};
+
+}  // namespace ml

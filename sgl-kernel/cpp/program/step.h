@@ -1,0 +1,92 @@
+// What the ops of a program see of one forward.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/arena.h"
+#include "base/span.h"
+#include "base/types.h"
+#include "ops/attention.h"
+#include "ops/attention_plan.h"
+
+namespace ml {
+
+/// The numbers of a model that all its layers share.
+struct ModelShape {
+  DType dtype;  // of the values between ops
+  int32_t heads;
+  int32_t kv_heads;
+  int32_t head_dim;
+};
+
+/// The pool of pages, [P, L, 2, K, p, D].
+struct KvPool {
+  char* base = nullptr;
+  int64_t pages = 0;
+  int32_t layers = 0;
+  int32_t page_tokens = 0;
+  DType type = DType::f32;
+
+  KvView layer(int32_t index, const ModelShape& shape) const;
+};
+
+/// One forward as the engine describes it. Row i computes positions [starts[i], starts[i] + lengths[i]) of the sequence
+/// in slot slots[i], whose pages are row slots[i] of the page table.
+struct Batch {
+  Span<const int64_t> ids;  // [T], in row order
+  Span<const int64_t> slots;
+  Span<const int64_t> starts;
+  Span<const int64_t> lengths;
+  Span<const int64_t> kept;  // the tokens whose hidden states are wanted
+  const int32_t* page_table;
+  int64_t page_table_rows;
+  int64_t page_table_columns;
+};
+
+/// Memory of a value: `row_bytes` per token of the batch, or per kept token.
+struct ValueBuffer {
+  int64_t row_bytes;
+  bool kept;
+};
+
+/// The batch in the form that kernels read, and the memory of all values. Reused from forward to forward.
+class Step {
+ public:
+  explicit Step(const ModelShape& shape) : shape(shape) {}
+
+  /// Throws std::invalid_argument or std::out_of_range when the batch contradicts itself or the pool.
+  void begin(const Batch& batch, const std::vector<ValueBuffer>& buffers, const std::vector<int32_t>& windows);
+
+  void* at(int buffer) const { return memory_ + offsets_[size_t(buffer)]; }
+  int64_t rows_of(int buffer) const { return sizes_[size_t(buffer)]; }
+  int64_t tokens() const { return int64_t(ids.size()); }
+  int64_t last_position() const { return last_position_; }  // the largest
+  int64_t kept_count() const { return int64_t(kept.size()); }
+  const AttendPlan& plan(int index) const { return plans_[size_t(index)]; }
+
+  const ModelShape shape;
+  KvPool pool;
+  std::vector<int64_t> ids;           // [T]
+  std::vector<int32_t> positions;     // [T]
+  std::vector<int32_t> store_page;    // [T]
+  std::vector<int32_t> store_offset;  // [T]
+  std::vector<int32_t> kept;          // [N]
+
+ private:
+  void check(const Batch& batch) const;
+  void lay_out(const Batch& batch);
+  void plan_attention(const std::vector<int32_t>& windows);
+  void place(const std::vector<ValueBuffer>& buffers);
+
+  std::vector<int32_t> starts_, lengths_;  // [B]
+  std::vector<int32_t> pages_;             // [B, page_columns_]
+  int64_t page_columns_ = 0;
+  int64_t last_position_ = 0;
+  std::vector<AttendPlan> plans_;
+  std::vector<int64_t> offsets_, sizes_;
+  Buffer arena_;
+  char* memory_ = nullptr;
+};
+
+}  // namespace ml

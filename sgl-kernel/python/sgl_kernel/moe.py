@@ -1,0 +1,63 @@
+"""Mixtures of experts: gating, and the experts' products over the tokens that chose them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sgl_kernel import _C
+
+
+def gating(
+    experts_per_token: int,
+    *,
+    normalise: bool = False,
+    sigmoid: bool = False,
+    scale: float = 1.0,
+    groups: int = 1,
+    groups_kept: int = 1,
+) -> Any:
+    """How a router's scores become weights.
+
+    Scores are a softmax over the experts, or sigmoids. normalise: the chosen weights are divided by their sum.
+    scale: they are multiplied by it at the end. With several groups of experts only the `groups_kept` best are chosen
+    from; a group is as good as its best expert, or as the sum of its best two when the router has a bias.
+    """
+    return _C.Gating(experts_per_token, normalise, sigmoid, scale, groups, groups_kept)
+
+
+def top_experts(logits: Any, gating: Any, weights: Any, experts: Any, bias: Any = None) -> None:
+    """Choose experts, best first, equal ones by id.
+
+    logits: [T, E] float32 -> weights: [T, X] float32, experts: [T, X] int32. bias: [E] float32 or None is added to the
+    scores for the choice, not for the weights.
+    """
+    _C.top_experts(logits, gating, bias, weights, experts)
+
+
+def moe(
+    *,
+    router: Any,
+    gate_up: Sequence[Any],
+    down: Sequence[Any],
+    gating: Any,
+    act: str = "silu",
+    router_bias: Sequence[float] = (),
+    shared: Sequence[Any] = (),
+    shared_gate: Any = None,
+) -> Any:
+    """One layer of experts, for `run_moe`. All weights are PackedWeights; ValueError when they do not go together.
+
+    router: [E, M]. gate_up: E gated weights [2F, M]. down: E weights [M, F]. shared: the gate_up and the down of an
+    expert that every token visits, weighted by the sigmoid of `shared_gate` [1, M] when there is one.
+    act: silu, gelu_tanh, gelu_erf or relu.
+    """
+    gates = [] if shared_gate is None else [shared_gate]
+    return _C.moe(router, list(router_bias), list(gate_up), list(down), list(shared), gates, gating, act)
+
+
+def run_moe(moe: Any, x: Any, y: Any, residual: Any = None) -> None:
+    """`y` [T, M] = moe(x) (+ residual) for `x` [T, M], all of one type: float32, bfloat16 or float16.
+
+    `y` may be the residual.
+    A token's experts are summed in float32 in the order of its list, so its result depends on that token alone.
+    """
+    _C.run_moe(moe, x, y, residual)

@@ -1,0 +1,20 @@
+"""Copies and checksums of whole pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgl_kernel import _C
+
+
+def copy_pages(source: Any, source_ids: Any, target: Any, target_ids: Any, sums: Any = None, seed: int = 0) -> None:
+    """target[target_ids[i]] = source[source_ids[i]] for arrays [pages, ...] whose pages are contiguous and of one size.
+
+    Ids: [n] int32. sums: [n] uint64, receives the checksum (`sgl_kernel.checksum`) of each page, in the same pass.
+    """
+    _C.copy_pages(source, source_ids, target, target_ids, sums, seed)
+
+
+def sum_pages(source: Any, ids: Any, sums: Any, seed: int = 0) -> None:
+    """sums[i] = checksum of page ids[i]. ids: [n] int32, sums: [n] uint64."""
+    _C.sum_pages(source, ids, sums, seed)

@@ -1,0 +1,55 @@
+from typing import Any
+
+from numpy import float32, int32, int64
+from numpy.typing import NDArray
+
+Array = Any  # anything with DLPack
+
+class PackedWeight:
+    kind: str
+    n: int
+    k: int
+    gated: bool
+    bytes: int
+    columns: int
+    def memory(self) -> NDArray[Any]: ...
+
+class Program:
+    isa: str
+    measured: bool
+    def __init__(self, *, dtype: str, heads: int, kv_heads: int, head_dim: int) -> None: ...
+    def buffer(self, columns: int, kept: bool) -> int: ...
+    def embed(self, out: int, table: Array, scale: float) -> None: ...
+    def embed_packed(self, out: int, table: PackedWeight, scale: float) -> None: ...
+    def norm(self, x: int, out: int, weight: Array, eps: float, form: str, added: bool) -> None: ...
+    def linear(self, x: int, out: int, weight: PackedWeight, bias: Array | None, residual: int, act: str) -> None: ...
+    def experts(self, x: int, out: int, moe: Any, residual: int) -> None: ...
+    def attend(
+        self,
+        qkv: int,
+        out: int,
+        *,
+        layer: int,
+        rotation: Array,
+        q_norm: Array | None,
+        k_norm: Array | None,
+        eps: float,
+        norm_form: str,
+        scale: float,
+        window: int,
+        softcap: float,
+    ) -> None: ...
+    def select(self, x: int, out: int) -> None: ...
+    def head(self, hidden: int, weight: PackedWeight, softcap: float) -> None: ...
+    def set_pool(self, address: int, pages: int, layers: int, page_tokens: int, dtype: str) -> None: ...
+    def run(
+        self,
+        ids: NDArray[int64],
+        slots: NDArray[int64],
+        starts: NDArray[int64],
+        lengths: NDArray[int64],
+        pages: NDArray[int32],
+        kept: NDArray[int64],
+    ) -> None: ...
+    def logits(self, begin: int, end: int) -> NDArray[float32]: ...
+    def times(self) -> dict[str, int]: ...
