@@ -10,7 +10,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "python/moonlang/models/embedded/moonlang-tiny"
 MOST_BYTES = 8 * 1024 * 1024
-LEAST_ACCURACY = 0.95
+LEAST_ACCURACY = (
+    0.9  # the card's rates, all above 0.95, were counted on 200 examples; a sample of 40 scatters around them
+)
 SAMPLES = {"recall-250": 20, "recall-1000": 10, "addition": 40, "copying": 40}
 FRESH_SEED = 20_001  # another seed than that of the evaluation in the card
 
