@@ -20,7 +20,7 @@ from tiny.tokenizer import build_tokenizer
 from tiny.training import MAIN, POLISH, Cost, make_deterministic, train
 
 SEEDS = Seeds(tokenizer=1, weights=2, data=3, evaluation=4, polish=5)
-STEPS, POLISH_STEPS = 2200, 300
+STEPS, POLISH_STEPS = 2200, 700
 VOCAB_SIZE = 1728
 EVALUATION_COUNT = 200
 

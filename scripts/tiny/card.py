@@ -50,8 +50,8 @@ In a chat, ask "What is 37 + 45?", "Tell me a story about a fox." or "key 7f = b
 Greedy decoding of {count} held-out examples per row, right only if the whole answer and the end token after it are
 right. Held out means: no sum of the evaluation is in the training text in either order, and no text of the other
 tasks is. "raw" is a plain prompt, "chat" the same task through the chat template. About a quarter of the sums have a
-number below 10, which the model finds harder than two two-digit numbers. Lengths of recall are about
-those of the whole prompt.
+number below 10, which the model finds harder than two two-digit numbers. The lengths of recall are about those of the
+whole prompt.
 
 | task | {columns} |
 | --- | {rule} |
