@@ -112,6 +112,8 @@ def table(found: list[Engine], cases: list[str]) -> list[dict[str, Any]]:
 
 def ratios(figure: str, medians: dict[str, float]) -> dict[str, float]:
     ours = medians[OURS]
+    if not ours:  # not measured: a stream without text has no times between its tokens
+        return {}
     peers = {name: value for name, value in medians.items() if name != OURS}
     if figure in _LESS_IS_BETTER:
         return {name: value / ours for name, value in peers.items()}
