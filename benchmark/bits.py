@@ -1,6 +1,6 @@
 """How equal are the answers to one prompt, alone or in company, in chunks or whole, on a cold or a warm cache?
 
-    python benchmark/bits.py [--model-path FOLDER] [--dtype float32] [--prompts 32]
+    python benchmark/bits.py [--model-path FOLDER] [--dtype float32] [--attention-backend torch_native] [--prompts 32]
 
 Law 6 asks for equal bits. Greedy tokens and the log probabilities of the five best tokens of every step are compared
 with those of the prompt alone, whole and cold. Exit status 1 when a token differs.
@@ -90,11 +90,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--attention-backend", help="torch_native: the reference path, without the CPU kernels")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "bits.json")
     args = parser.parse_args()
     wishes = ServerArgs.create(
-        model_path=args.model_path, dtype=args.dtype, max_running_requests=64, max_total_tokens=60_000
+        model_path=args.model_path,
+        dtype=args.dtype,
+        attention_backend=args.attention_backend,
+        max_running_requests=64,
+        max_total_tokens=60_000,
     )
     bench = Bench(prepare(wishes))
     rng = random.Random(7)
@@ -104,7 +109,8 @@ def main() -> int:
     report = {name: compare(found["alone"], answers) for name, answers in found.items() if name != "alone"}
     for name, row in report.items():
         print(f"{name:16}", " ".join(f"{key}={value:g}" for key, value in row.items()))
-    key = f"{bench.prepared.args.served_model_name} {bench.prepared.model.dtype}"
+    resolved = bench.prepared.args
+    key = f"{Path(resolved.served_model_name or '').name} {bench.prepared.model.dtype} {resolved.attention_backend}"
     old = json.loads(args.out.read_text()) if args.out.exists() else {}
     args.out.write_text(json.dumps(old | {key: {"machine": engines.machine(), "scenarios": report}}, indent=1) + "\n")
     return 0 if all(row["tokens_equal"] == 1 for row in report.values()) else 1
