@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from moonlang.core.pairing import PeerSpec
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish, LogprobSpec
 from moonlang.core.sampling import SamplingParams
@@ -21,7 +22,8 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Generate(_Message, frozen=True):
-    """One sequence to generate. `stream`: deltas are wanted; otherwise only the final text is sent to the client."""
+    """One sequence to generate. `stream`: deltas are wanted; otherwise only the final text is sent to the client.
+    peer: in a prefill or decode instance, where its other half is."""
 
     rid: str
     input_ids: list[int]
@@ -31,6 +33,7 @@ class Generate(_Message, frozen=True):
     priority: int = 0
     extra_key: str = ""
     timeout_ms: int = 0  # 0: none
+    peer: PeerSpec | None = None
 
 
 class Abort(_Message, frozen=True):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
+from moonlang.core.kv import KvRegion
 from moonlang.core.messages import Envelope, Message
+from moonlang.core.pairing import KvCard, PairEvent, PairMessage, PeerSpec, TransferOp
 from moonlang.core.plan import StepPlan, StepResult
 from moonlang.core.sampling import GrammarSpec
 from moonlang.core.ticket import Completion, Ticket
@@ -69,6 +71,41 @@ class Executor(Protocol):
 
     def fileno(self) -> int:
         """Readable when `poll` has something."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class KvTransfer(Channel[TransferOp], Protocol):
+    """Moves pages between the pools of instances. Ops to one peer are carried out in order; bytes in flight per peer
+    are bounded, the rest waits inside. A cancelled push still completes, and only when nothing of it is under way."""
+
+    def register(self, regions: Sequence[KvRegion], instance: str) -> KvCard:
+        """Make the pools of this process known to the backend; once, before anything is submitted."""
+        ...
+
+    def fileno(self) -> int:
+        """Readable when `poll` has something."""
+        ...
+
+
+class PeerLink(Protocol):
+    """Control messages between instances: finds them, connects, notices when they are gone (within a second)."""
+
+    def open(self, spec: PeerSpec, deadline_ns: int) -> None:
+        """Find and connect the instance that holds a room; answered by one Linked or Unreachable."""
+        ...
+
+    def send(self, instance: str, body: PairMessage) -> None:
+        """Queue a message; dropped when the instance is not connected (its Lost says so)."""
+        ...
+
+    def recv(self) -> list[PairEvent]:
+        """What has happened since the last call; never blocks."""
+        ...
+
+    def fileno(self) -> int:
+        """Readable when `recv` has something."""
         ...
 
     def close(self) -> None: ...

@@ -21,10 +21,12 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Completion(msgspec.Struct, frozen=True, array_like=True):
-    """The end of a ticket. count and bytes say how much was done; error is a sentence for the log and the client."""
+    """The end of a ticket. count and bytes say how much was done; error is a sentence for the log and the client;
+    value: a result that is one number (a checksum)."""
 
     ticket: Ticket
     outcome: Outcome
     count: int = 0
     bytes: int = 0
     error: str = ""
+    value: int = 0
