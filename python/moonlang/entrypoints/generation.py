@@ -13,12 +13,13 @@ from moonlang.base.errors import RequestError
 from moonlang.core.messages import Generate, TextDelta
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish, LogprobSpec
-from moonlang.entrypoints import errors, prompts
+from moonlang.entrypoints import errors, pairing, prompts
 from moonlang.entrypoints.client import EngineClient
+from moonlang.entrypoints.pairing import PairFields
 from moonlang.entrypoints.prompts import Common, Prompt
 
 
-class GenerateBody(msgspec.Struct, kw_only=True):
+class GenerateBody(PairFields, kw_only=True):
     """What /generate understands; other keys are ignored. Where `list` stands, one value per prompt is allowed."""
 
     text: str | list[str] | None = None
@@ -86,7 +87,9 @@ async def prepare(client: EngineClient, body: GenerateBody) -> Call:
         asked.append(Prompt(ids=ids, sampling=sampling[index], logprob=logprob, rid=rids[index]))
     stream = bool(body.stream)
     key = prompts.cache_key(body.cache_salt, body.extra_key)
-    messages = prompts.expand(client, asked, Common(stream=stream, priority=body.priority, extra_key=key))
+    rooms = pairing.rooms(client.args, body, count)
+    common = Common(stream=stream, priority=body.priority, extra_key=key, rooms=rooms)
+    messages = prompts.expand(client, asked, common)
     return Call(
         messages=messages,
         batched=batched or len(messages) > 1,

@@ -15,6 +15,7 @@ from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling import SamplingParams
 from moonlang.core.sampling_parse import INT32_MAX, derive_seed, parse_sampling, shown
 from moonlang.entrypoints.client import EngineClient
+from moonlang.entrypoints.pairing import Rooms
 
 MAX_SEQUENCES_PER_CALL = 4096  # prompts times samples
 MAX_RID_CHARS = 256
@@ -41,6 +42,7 @@ class Common:
     stream: bool = False
     priority: int | None = None
     extra_key: str = ""
+    rooms: Rooms | None = None
 
 
 async def token_ids(client: EngineClient, prompt: str | list[Any]) -> list[int]:
@@ -74,7 +76,7 @@ def expand(client: EngineClient, prompts: Sequence[Prompt], common: Common) -> l
     priority = checked_priority(client, common.priority)
     timeout_ms = round((client.args.request_timeout_s or 0) * clock.NS_PER_S / clock.NS_PER_MS)
     messages: list[Generate] = []
-    for prompt in prompts:
+    for index, prompt in enumerate(prompts):
         params, n = parse_sampling(
             prompt.sampling,
             vocab_size=client.model.vocab_size,
@@ -86,6 +88,7 @@ def expand(client: EngineClient, prompts: Sequence[Prompt], common: Common) -> l
         asked = (prompt.sampling or {}).get("max_new_tokens") is not None
         ids, params = fit(client, prompt.ids, params, asked)
         rid = prompt.rid or client.fresh_rid()
+        first = len(messages)
         messages += [
             Generate(
                 rid=rid if n == 1 else f"{rid}_{sample}",
@@ -96,9 +99,13 @@ def expand(client: EngineClient, prompts: Sequence[Prompt], common: Common) -> l
                 priority=priority,
                 extra_key=common.extra_key,
                 timeout_ms=timeout_ms,
+                peer=None if common.rooms is None else common.rooms.peer(index, sample, first + sample),
             )
             for sample in range(n)
         ]
+    taken = [message.peer.room for message in messages if message.peer is not None]
+    if len(set(taken)) < len(taken):
+        raise RequestError("bootstrap_room must not name the same room for two sequences.")
     return messages
 
 

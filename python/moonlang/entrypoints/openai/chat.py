@@ -12,7 +12,7 @@ from moonlang.base.errors import RequestError
 from moonlang.core.messages import Generate, TextDelta
 from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling_parse import shown
-from moonlang.entrypoints import exchange, generation, prompts
+from moonlang.entrypoints import exchange, generation, pairing, prompts
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.exchange import EventStream, json_response
 from moonlang.entrypoints.openai import conversation, shapes
@@ -70,9 +70,9 @@ class ChatRoutes:
             rid=rid,
         )
         key = prompts.cache_key(body.cache_salt, body.extra_key)
-        return prompts.expand(
-            self._client, [asked], Common(stream=bool(body.stream), priority=body.priority, extra_key=key)
-        )
+        rooms = pairing.rooms(self._client.args, body, 1)
+        common = Common(stream=bool(body.stream), priority=body.priority, extra_key=key, rooms=rooms)
+        return prompts.expand(self._client, [asked], common)
 
     async def _render(self, body: ChatRequest) -> list[int]:
         text = conversation.render(

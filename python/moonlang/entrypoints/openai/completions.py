@@ -12,7 +12,7 @@ from starlette.responses import Response
 from moonlang.base.errors import RequestError
 from moonlang.core.messages import Generate, TextDelta
 from moonlang.core.plan import TokenLogprob
-from moonlang.entrypoints import exchange, generation, prompts
+from moonlang.entrypoints import exchange, generation, pairing, prompts
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.exchange import EventStream, json_response
 from moonlang.entrypoints.openai import shapes
@@ -71,7 +71,8 @@ class CompletionRoutes:
             name = rid if len(texts) == 1 else f"{rid}_{index}"
             asked.append(Prompt(ids=ids, sampling=sampling, defaults=self._defaults, logprob=logprob, rid=name))
         key = prompts.cache_key(body.cache_salt, body.extra_key)
-        common = Common(stream=bool(body.stream), priority=body.priority, extra_key=key)
+        rooms = pairing.rooms(self._client.args, body, len(asked))
+        common = Common(stream=bool(body.stream), priority=body.priority, extra_key=key, rooms=rooms)
         messages = prompts.expand(self._client, asked, common)
         samples = len(messages) // len(asked)
         echoes = [self._echo(text) if body.echo else "" for text in texts for _ in range(samples)]

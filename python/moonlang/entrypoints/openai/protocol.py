@@ -12,6 +12,7 @@ import msgspec
 
 from moonlang.base.errors import RequestError
 from moonlang.core.sampling_parse import ANY_JSON_OBJECT
+from moonlang.entrypoints.pairing import PairFields
 
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "n"),
@@ -28,7 +29,7 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
-class _Request(msgspec.Struct, kw_only=True):
+class _Request(PairFields, kw_only=True):
     """The fields that chat and text completions share."""
 
     model: str | None = None
