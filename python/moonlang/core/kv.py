@@ -35,9 +35,13 @@ class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KvRegion(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool in memory that other engines may read or write: page i starts at address + i * stride (bytes)."""
+    """A pool in memory that other engines may read or write: page i starts at address + i * stride (bytes).
+
+    handle: what another process on this host maps; "" when the memory is private.
+    """
 
     address: int
     stride: int
     num_pages: int
     schema: KvSchema
+    handle: str = ""
