@@ -1,4 +1,4 @@
-"""`python -m moonlang.disaggregation.mini_lb` is `python -m moonlang.router.mini_lb`: a door, for those who know it here.
+"""`python -m moonlang.disaggregation.mini_lb` is `python -m moonlang.router.mini_lb`: a door for those who look here.
 
 Nothing is imported: an adapter knows nothing of what stands above it.
 """
