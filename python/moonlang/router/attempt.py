@@ -121,11 +121,16 @@ class Attempts:
                 found = fronting.result()
                 self._judge(front)
                 if front.status >= 400:
+                    backing.cancel()
                     back.close()
                     return Answer(front, lambda complete: abort(), beginning=found)
             await backing
             self._judge(back)
-            if merged and back.status < 400:
+            if back.status >= 400:
+                fronting.cancel()
+                front.close()
+                return Answer(back, lambda complete: abort())
+            if merged:
                 return await _completed(call, await fronting, back, close)
             return Answer(back, close)
         except BaseException:
