@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moonlang.base.errors import ConfigError
+from moonlang.router import reference
 from moonlang.router.args import NO_EFFECT, RouterArgs, parse
 
 
@@ -62,3 +63,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in RouterArgs.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in text
+
+
+def test_the_reference_is_what_the_generator_writes() -> None:
+    assert reference.FILE.read_text() == reference.text(), "run python -m moonlang.router.reference"
