@@ -157,10 +157,14 @@ class PrefillSide:
             return []
         deltas: list[TokenDelta] = []
         for room in list(self._rooms.values()):
-            if room.final is None and now_ns >= room.deadline_ns:
+            if now_ns < room.deadline_ns:
+                self._remind(room)
+            elif room.final is None:
                 waited = "asked for the pages" if room.want is None else "could be served in time"
                 deltas.append(self._fail(room, f"No decode instance {waited} (room {room.number})."))
-            self._remind(room)
+            else:  # decode's patience is at an end too
+                room.released = True
+                self._settle(room)
         for early in self._unclaimed.expire(now_ns):
             error = f"No request came for room {early.want.room}."
             self.mail.send(early.card.instance, Refuse(early.want.room, error))
@@ -392,14 +396,10 @@ class PrefillSide:
         self._remind(room, due=True)
 
     def _remind(self, room: _Room, *, due: bool = False) -> None:
-        """Say the last word again when it is time, and forget the room when its time is up."""
+        """Say the last word again when it is time, and with it what came before."""
+        if self._now_ns < room.deadline_ns:
+            self._alarm.set(room.deadline_ns)
         if room.final is None or room.released:
-            if room.final is None:
-                self._alarm.set(room.deadline_ns)
-            return
-        if self._now_ns >= room.deadline_ns:
-            room.released = True
-            self._settle(room)
             return
         if due or self._now_ns >= room.repeat_ns:
             if room.repeat_ns and isinstance(room.final, Landed):
@@ -410,7 +410,8 @@ class PrefillSide:
         self._alarm.set(room.repeat_ns)
 
     def _settle(self, room: _Room) -> None:
-        """Close the lease of a room whose request has ended once no push reads it; forget it if decode has."""
+        """Once no push reads the pages of a request that has ended they are let go; the room is forgotten if decode
+        has nothing to say of it any more."""
         if room.pushes or room.final is None:
             return
         if room.lease is not None:
