@@ -1,8 +1,8 @@
 """A prefill and a decode scheduler between which a test carries messages, pages and time by hand.
 
-The model is made of bytes: the KV of a position is drawn from the chain of tokens up to it, differs in every layer, head
-and dimension, and is checked wherever a plan builds on it. So a page that is missing, stale or sliced wrongly shows
-at once, and the right answer follows from the prompt alone (`answer`).
+The model is made of bytes: the KV of a position is drawn from the chain of tokens up to it, differs in every layer,
+head and dimension, and is checked wherever a plan builds on it. So a page that is missing, stale or sliced wrongly
+shows at once, and the right answer follows from the prompt alone (`answer`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from moonlang.core.pairing import (
     Unreachable,
 )
 from moonlang.core.plan import Row, RowResult, StepPlan, StepResult, TokenLogprob
-from moonlang.core.sampling import SamplingParams
+from moonlang.core.sampling import GrammarSpec, SamplingParams
 from moonlang.core.ticket import Completion, Outcome, Ticket
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import PairingConfig, SchedulerConfig
@@ -151,6 +151,10 @@ class Half:
         self._take(self.scheduler.abort(rid, exact=True))
         self.step()
 
+    def compiled(self, spec: GrammarSpec) -> None:
+        self._take(self.scheduler.grammar_ready(spec, "", self.now_ns))
+        self.step()
+
     def hear(self, event: PairEvent) -> None:
         self._take(self.scheduler.peers.heard(event, self.now_ns))
         self.step()
@@ -194,8 +198,9 @@ class Half:
 
     # ---- the executor
 
-    def run_plan(self, between: Callable[[], None] = lambda: None) -> None:
-        """Run the oldest plan, layer by layer; `between` is called wherever the plan asks for a report."""
+    def run_plan(self, between: Callable[[], None] = lambda: None, error: str = "") -> None:
+        """Run the oldest plan, layer by layer; `between` is called wherever the plan asks for a report. error: its rows
+        fail with it."""
         plan = self.plans.popleft()
         for start in plan.starts:
             wants = start.logprob is not None
@@ -209,7 +214,8 @@ class Half:
                 self.scheduler.peers.progress(plan.plan_id, layer + 1)
                 self.step()
                 between()
-        result = StepResult(plan.plan_id, tuple(self._sample(row) for row in plan.rows))
+        rows = [RowResult(row.slot, row.epoch, error=error) if error else self._sample(row) for row in plan.rows]
+        result = StepResult(plan.plan_id, tuple(rows))
         self._take(self.scheduler.commit(result, self.now_ns))
         self.step()
 
