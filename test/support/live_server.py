@@ -41,7 +41,7 @@ class LiveProcess:
 
     def __enter__(self) -> Self:
         try:
-            self._wait_until_up()
+            self.wait_until_up()
         except BaseException:
             self.close()
             raise
@@ -78,7 +78,8 @@ class LiveProcess:
             assert clock.monotonic_ns() < deadline_ns, f"not within {timeout_s} s:\n{self.log}"
             clock.sleep_s(0.01)
 
-    def _wait_until_up(self) -> None:
+    def wait_until_up(self) -> None:
+        """Wait until it takes requests."""
         deadline_ns = clock.monotonic_ns() + START_S * clock.NS_PER_S
         while clock.monotonic_ns() < deadline_ns:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
