@@ -46,15 +46,13 @@ def cut(found: Runs, most: int) -> Runs:
     return Runs(np.repeat(found.source, pieces) + offsets, np.repeat(found.target, pieces) + offsets, sizes)
 
 
-def checksum(region: KvRegion, pages: Sequence[int], spans: Sequence[Span], *, landed: bool) -> int:
-    """Of `spans` of `pages`, pages in order and within a page its spans: by their target side when they have `landed`
-    here, by their source side when they are to leave."""
+def checksum(region: KvRegion, pages: Sequence[int], spans: Sequence[Span]) -> int:
+    """Of what has landed: the target side of `spans` of `pages`, pages in order and within a page its spans."""
     found = Checksum()
-    parts = [(span.target if landed else span.source, span.size) for span in spans]
     for page in pages:
         start = region.address + page * region.stride
-        for offset, size in parts:
-            found.add_memory(start + offset, size)
+        for span in spans:
+            found.add_memory(start + span.target, span.size)
     return found.value()
 
 
