@@ -668,14 +668,54 @@ def test_a_verify_under_way_holds_the_quarantine() -> None:
 def test_a_successor_behind_the_same_address_is_another_peer() -> None:
     pair = pushing(Pair())
     successor = msgspec.structs.replace(pair.prefill.card, instance="P2")
-    pair.decode.hear(Heard(successor, Landed(7, 0, b"", "", 1)))
-    pair.decode.hear(Heard(successor, Drained(7)))
+    pair.decode.hear(Heard(successor, Landed(7, 0, b"", "", 1, serial=1)))
+    pair.decode.hear(Heard(successor, Drained(7, serial=1)))
     assert pair.decode.end("a") is None
-    pair.prefill.hear(Heard(msgspec.structs.replace(pair.decode.card, instance="D2"), Release(7)))
+    pair.prefill.hear(Heard(msgspec.structs.replace(pair.decode.card, instance="D2"), Release(7, serial=1)))
     assert pair.prefill.end("a") is None
     pair.decode.out.clear()
     pair.run()
     assert served(pair, "a", 9)
+
+
+def test_late_copies_of_messages_do_not_meddle_with_the_next_use_of_a_room() -> None:
+    pair = Pair(decode=Half("decode", "D1", radix=False))
+    late: dict[str, list[tuple[Half, PairMessage]]] = {"P1": [], "D1": []}
+    for use in range(3):
+        pair.add(f"r{use}", prompt(9), 7)
+        for half in pair.halves:
+            for sender, body in late[half.instance]:
+                half.hear(Heard(sender.card, body))
+        for _ in range(50):
+            pair.link()
+            for half in pair.halves:
+                late[pair.other(half).instance] += [(half, body) for _, body in half.out]
+                while half.out:
+                    pair.carry(half)
+                for number in list(half.ops):
+                    pair.finish(half, number)
+                if half.plans:
+                    half.run_plan()
+        assert served(pair, f"r{use}", 9)
+        assert [half.scheduler.stats().pairs.total_failed for half in pair.halves] == [0, 0]
+        pair.assert_empty()
+
+
+def test_a_want_that_comes_after_its_release_is_refused() -> None:
+    pair = Pair()
+    pair.decode.add("a", prompt(9), 7)
+    pair.link()
+    pair.decode.abort("a")
+    assert kinds(pair.decode) == ["Want", "Release"]
+    pair.carry(pair.decode, 1)
+    assert isinstance(pair.carry(pair.prefill), Drained)  # decode gives the pages to somebody else now
+    pair.carry(pair.decode)
+    assert kinds(pair.prefill) == ["Refuse"]
+    pair.prefill.add("a", prompt(9), 7)
+    assert pair.prefill.end("a") == BUSY
+    assert not pair.prefill.ops
+    pair.run()
+    pair.assert_empty()
 
 
 def test_decode_gives_up_before_prefill_has_the_request() -> None:
@@ -711,7 +751,8 @@ def test_early_wants_are_bounded() -> None:
     pair.talk()
     for room in range(3):
         pair.prefill.add(f"r{room}", prompt(9, start=room), room)
-    assert pair.prefill.scheduler.stats().pairs.num_pairing == 1  # its Want, the oldest, was forgotten
+    assert pair.prefill.scheduler.stats().pairs.num_pairing == 1  # its Want, the oldest, had to make place
+    assert pair.decode.end("r0") == BUSY
 
 
 def test_flushing_and_checks_know_of_quarantine() -> None:
