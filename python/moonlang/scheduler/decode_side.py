@@ -72,6 +72,10 @@ class _Room:
     landed: Landed | None = None
     repeat_ns: int = 0
 
+    def is_with(self, card: KvCard, serial: int) -> bool:
+        """Whether a message is of this pair, not of another instance or of an earlier use of the room."""
+        return self.card is not None and self.card.instance == card.instance and self.serial == serial
+
 
 class DecodeSide:
     """See `PairSide` for the methods."""
@@ -207,15 +211,11 @@ class DecodeSide:
                 return self._fail(room, error) if room is not None and room.card is None else []
             case Heard(card, body):
                 room = self._rooms.get(body.room)
-                if (
-                    room is None
-                    or room.card is None
-                    or (room.card.instance, room.serial) != (card.instance, body.serial)
-                ):
-                    self._partings.heard(card, body, now_ns)
-                    return []
-                room.answered = True
-                return self._answered(room, body)
+                if room is not None and room.is_with(card, body.serial):
+                    room.answered = True
+                    return self._answered(room, body)
+                self._partings.heard(card, body, now_ns)
+                return []
             case Lost(instance, fate):
                 return self._lost(instance, gone=fate == "gone")
 

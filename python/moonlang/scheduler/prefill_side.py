@@ -162,6 +162,9 @@ class PrefillSide:
         self._now_ns = now_ns
         room, pushed = self._pushes.done(number)
         self._bytes += completion.bytes
+        lease = room.lease or room.request.lease
+        if lease is not None and not room.pushes:
+            self._roster.memory.settle(lease, self._roster.touching(room.request))
         if room.final is not None:
             self._settle(room)
             return []

@@ -87,7 +87,6 @@ class Pushes:
     def _lay_row(self, room: Room, row: Row) -> list[_Laid]:
         """The pages that this row completes; those that the cache has brought are pushed at once."""
         size, end = self._page_size, row.start + row.length
-        lease_of(room.request).lent = True
         cached = row.start // size
         if room.next_page < cached:
             self._push(room, room.next_page, cached, 0, self._layers)
@@ -122,6 +121,7 @@ class Pushes:
         if want is None or card is None:
             raise BugError(f"Room {room.number} pushes before anybody has asked for it.")
         lease = room.lease or lease_of(room.request)
+        lease.lent = True
         for route in room.routes:
             most = max(1, self._config.push_most_bytes // route.page_bytes(end_layer - layer))
             spans = route.spans(layer, end_layer)

@@ -23,7 +23,8 @@ def lease(leases: Leases, tokens: list[int]) -> Lease:
 TOKENS = list(range(12))
 
 
-def test_a_lent_page_that_leaves_the_page_table_stays_until_the_lease_is_closed() -> None:
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_lent_page_that_leaves_the_page_table_stays_until_no_transfer_reads_it(settled: bool) -> None:
     for lent in (False, True):
         leases = memory()
         first, second = lease(leases, TOKENS), lease(leases, TOKENS)
@@ -34,6 +35,9 @@ def test_a_lent_page_that_leaves_the_page_table_stays_until_the_lease_is_closed(
         assert second.spare == (mine[:2] if lent else [])
         assert leases.pool.free == 9 - 6 + (0 if lent else 2)
         leases.check([first, second], idle=False)
+        if settled:
+            leases.settle(second, None)
+            assert leases.pool.free == 9 - 6 + 2
         leases.close(second, None)
         leases.check([first], idle=False)
         leases.close(first, None)
