@@ -127,6 +127,28 @@ def test_pages_land_whole_and_nothing_else_changes(
         assert decode.pool.page(page) == expected.get(page, bytes(SCHEMA.page_bytes))
 
 
+@pytest.mark.parametrize(("pages", "spans"), [((), WHOLE), ((1,), ())])
+def test_a_push_of_nothing_is_done(
+    prefill: Side, decode: Side, pages: tuple[int, ...], spans: tuple[Span, ...]
+) -> None:
+    done = prefill.do(push(decode.card, pages, pages, spans))
+    assert (done.outcome, done.bytes) == (Outcome.OK, 0)
+    assert decode.do(Verify(room=1, pages=pages, spans=spans)).value == done.value
+
+
+def test_a_card_that_makes_no_sense_is_an_error(moving: Backend, prefill: Side, decode: Side) -> None:
+    region = decode.pool.region
+    card = KvCard(
+        instance="nonsense",
+        backend=decode.card.backend,
+        host=decode.card.host,
+        regions=(region,),
+        sessions=("?",),
+        handles=("?",),
+    )
+    assert prefill.do(push(card, [1], [1])).outcome is Outcome.FAILED
+
+
 def test_layer_groups_add_up(moving: Backend, prefill: Side, decode: Side) -> None:
     groups = [(Span(at, at, 2 * LAYER_BYTES),) for at in (0, 2 * LAYER_BYTES)]
     tickets = [prefill.transfer.submit(push(decode.card, [1, 2, 9], [4, 5, 6], spans)) for spans in groups]

@@ -27,13 +27,13 @@ class Runs(NamedTuple):
 
 def runs(push: Push, here: KvRegion, there: KvRegion) -> Runs:
     """The copies of a push, pages in order and within a page its spans, neighbours on both sides joined."""
-    spans = np.array([(span.source, span.target, span.size) for span in push.spans], np.uint64)
+    spans = np.array([(span.source, span.target, span.size) for span in push.spans], np.uint64).reshape(-1, 3)
     source = (_starts(here, push.source)[:, None] + spans[:, 0]).ravel()
     target = (_starts(there, push.target)[:, None] + spans[:, 1]).ravel()
     sizes = np.tile(spans[:, 2], len(push.source))
     ends = source + sizes
     joins = (source[1:] == ends[:-1]) & (target[1:] == target[:-1] + sizes[:-1])
-    first = np.flatnonzero(np.concatenate(([True], ~joins)))
+    first = np.flatnonzero(np.concatenate(([True], ~joins))[: len(sizes)])
     return Runs(source[first], target[first], np.add.reduceat(sizes, first))
 
 

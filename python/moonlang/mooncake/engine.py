@@ -52,10 +52,13 @@ class Peer:
     """Another engine, as a lane of this one sees it. session: see `Engine.session`."""
 
     def __init__(self, session: str, tag: bytes) -> None:
-        name, _, address = session.rpartition("@")
-        self.name = name
+        """PeerError when this is no session."""
+        self.name, _, address = session.rpartition("@")
         self.tag = tag
-        self.tag_address = int(address, 16)
+        try:
+            self.tag_address = int(address, 16)
+        except ValueError as error:
+            raise PeerError(f"{session!r} is no session of a transfer engine.") from error
         self.known = False  # its tag has been read, and nothing has failed since
 
 

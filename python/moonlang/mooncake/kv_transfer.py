@@ -149,7 +149,11 @@ def open_tcp_transfer(options: TransferOptions) -> TransferChannel:
 
 def _engine(options: TransferOptions, *, force_tcp: bool) -> Engine:
     found = config.read(
-        os.environ, probe.hardware(), host=options.host, ib_device=options.devices or None, force_tcp=force_tcp
+        os.environ,
+        probe.hardware(),
+        host=probe.reachable(options.host),
+        ib_device=options.devices or None,
+        force_tcp=force_tcp,
     )
     probe.check_metadata(found)
     return Engine(found)
