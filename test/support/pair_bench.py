@@ -121,7 +121,7 @@ class Half:
             sessions=("",) * ranks,
             handles=("",) * ranks,
         )
-        pairing = {"push_least_bytes": 0, "patience_ns": PATIENCE_NS} | pairing
+        pairing = {"push_least_bytes": 0, "push_span_bytes": 0, "patience_ns": PATIENCE_NS} | pairing
         self.scheduler = Scheduler(
             SchedulerConfig(pairing=PairingConfig(mode=mode, card=self.card, **pairing), **settings)
         )

@@ -69,6 +69,8 @@ class Pushes:
         self._mail = mail
         self._layers = config.card.regions[0].schema.num_layers
         self._page_bytes = sum(region.schema.page_bytes for region in config.card.regions)
+        layer_bytes = config.card.regions[0].schema.page_bytes // self._layers
+        self._group = max(1, self._layers // config.push_groups, -(-config.push_span_bytes // layer_bytes))
         self._room_of: dict[int, Room] = {}  # by number of the operation
         self._laid: dict[int, list[_Laid]] = {}  # by plan
 
@@ -82,7 +84,7 @@ class Pushes:
             return 0
         self._laid[plan_id] = laid
         plan_bytes = sum(part.end - part.first for part in laid) * self._page_bytes
-        return max(1, self._layers // self._config.push_groups) if plan_bytes >= self._config.push_least_bytes else 0
+        return self._group if plan_bytes >= self._config.push_least_bytes else 0
 
     def _lay_row(self, room: Room, row: Row) -> list[_Laid]:
         """The pages that this row completes; those that the cache has brought are pushed at once."""

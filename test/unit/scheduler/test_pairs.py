@@ -127,6 +127,17 @@ def test_layers_leave_while_the_plan_runs_when_there_are_enough_bytes() -> None:
         assert served(pair, "a", 9)
 
 
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [({"push_groups": 2}, 2), ({"push_groups": 8}, 1), ({"push_span_bytes": SCHEMA.page_bytes // 4 * 2 + 1}, 3)],
+)
+def test_groups_of_layers_are_neither_too_many_nor_too_small(fields: dict[str, Any], layers: int) -> None:
+    pair = wanted(Pair(Half("prefill", "P1", **fields)))
+    assert pair.prefill.plans[0].report_layers == layers
+    pair.run()
+    assert served(pair, "a", 9)
+
+
 def test_pages_are_pushed_as_soon_as_their_chunk_is_computed() -> None:
     pair = wanted(Pair(Half("prefill", "P1", chunk_tokens=8, push_least_bytes=1 << 30)), length=21)
     pushed = []
