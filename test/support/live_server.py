@@ -33,10 +33,8 @@ class LiveProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"{module}-{self.port}.log"
         self._ready_path = ready_path
-        command = [sys.executable, "-m", module, "--port", str(self.port), *flags]
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER)}
-        with self.log_path.open("wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        self._command = [sys.executable, "-m", module, "--port", str(self.port), *flags]
+        self.process = self._started()
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def __enter__(self) -> Self:
@@ -51,6 +49,16 @@ class LiveProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def start_again(self) -> None:
+        """Start a successor with the same command line, when it has ended."""
+        self.process.wait(STOP_S)
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER)}
+        with self.log_path.open("ab") as output:
+            return subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
     @property
     def log(self) -> str:
