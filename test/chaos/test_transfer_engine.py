@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from kv_peer import SCHEMA, KvPeer, Side, engine_only, push
+from kv_peer import SCHEMA, KvPeer, Side, opener, push
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from moonlang.core.ticket import Outcome
@@ -22,7 +22,7 @@ NewPeer = Callable[[], KvPeer]
 
 @pytest.fixture(scope="module")
 def prefill() -> Iterator[Side]:
-    side = Side(engine_only, "prefill", PAGES)
+    side = Side(opener("mooncake_tcp"), "prefill", PAGES)
     side.pool.fill(os.urandom(PAGES * SCHEMA.page_bytes))
     yield side
     side.transfer.close()
@@ -33,7 +33,7 @@ def new_peer() -> Iterator[NewPeer]:
     started: list[KvPeer] = []
 
     def new() -> KvPeer:
-        started.append(KvPeer("mooncake-engine", secrets.token_hex(8), pages=PAGES))
+        started.append(KvPeer("mooncake_tcp", secrets.token_hex(8), pages=PAGES))
         return started[-1]
 
     yield new

@@ -40,7 +40,7 @@ BACKENDS = [
     Backend("local:faulty", _with_faults("local", Faults(seed=1))),
     Backend("local:late", _with_faults("local", Faults(seed=1, delay=0.5))),
     pytest.param(Backend("mooncake", opener("mooncake")), marks=_no_mooncake),
-    pytest.param(Backend("mooncake-engine", opener("mooncake-engine")), marks=_no_mooncake),
+    pytest.param(Backend("mooncake_tcp", opener("mooncake_tcp")), marks=_no_mooncake),
 ]
 
 

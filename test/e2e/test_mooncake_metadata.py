@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from kv_peer import SCHEMA, KvPeer, Side, engine_only, push
+from kv_peer import SCHEMA, KvPeer, Side, opener, push
 
 from moonlang.base.clock import NS_PER_S, monotonic_ns, sleep_s
 from moonlang.core.ticket import Outcome
@@ -95,11 +95,11 @@ def test_engines_meet_and_successors_too(
     port = request.getfixturevalue(f"{server}_port")
     monkeypatch.setenv("MOONCAKE_TE_META_DATA_SERVER", address.format(port=port, dead=free_port()))
     with ExitStack() as stack:
-        prefill = Side(engine_only, "prefill")
+        prefill = Side(opener("mooncake_tcp"), "prefill")
         stack.callback(prefill.transfer.close)
         prefill.pool.fill(os.urandom(4 * SCHEMA.page_bytes))
         for _ in range(2):  # the second one starts when the first one has been killed
-            peer = KvPeer("mooncake-engine", secrets.token_hex(8))
+            peer = KvPeer("mooncake_tcp", secrets.token_hex(8))
             stack.callback(peer.kill)
             assert prefill.do(push(peer.card, [1, 3], [7, 6])).error == ""
             assert [peer.page(page) for page in (7, 6)] == [prefill.pool.page(page) for page in (1, 3)]
@@ -110,8 +110,8 @@ def test_engines_meet_and_successors_too(
 def test_the_server_may_start_last(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("MOONCAKE_TE_META_DATA_SERVER", f"http://127.0.0.1:{port}/metadata")
-    prefill = Side(engine_only, "prefill")
-    peer = KvPeer("mooncake-engine", secrets.token_hex(8))
+    prefill = Side(opener("mooncake_tcp"), "prefill")
+    peer = KvPeer("mooncake_tcp", secrets.token_hex(8))
     done = prefill.do(push(peer.card, [1], [1]))
     assert done.outcome is Outcome.FAILED
     assert "does not answer" in done.error

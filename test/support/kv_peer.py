@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import select
 import signal
 import subprocess
@@ -19,10 +18,7 @@ from moonlang.core.kv import KvRegion, KvSchema
 from moonlang.core.pairing import KvCard, Push, Span, TransferOp
 from moonlang.core.ports import KvTransfer
 from moonlang.core.ticket import Completion, Ticket
-from moonlang.disaggregation.channel import TransferChannel, TransferOptions
-from moonlang.mooncake.config import Hardware, read
-from moonlang.mooncake.engine import Engine
-from moonlang.mooncake.kv_transfer import MooncakeMover
+from moonlang.disaggregation.channel import TransferOptions
 
 SCHEMA = KvSchema(num_layers=4, num_kv_heads=2, head_dim=8, page_size=4, dtype="bfloat16", itemsize=2)
 PAGES = 64
@@ -50,14 +46,8 @@ class Pool:
         self.memory[: len(data)] = data
 
 
-def engine_only(options: TransferOptions) -> KvTransfer:
-    """Mooncake without its direct path: what instances on different hosts use."""
-    config = read(os.environ, Hardware(), host=options.host)
-    return TransferChannel(MooncakeMover(options, lambda: Engine(config), same_host=False), options)
-
-
 def opener(backend: str) -> Open:
-    return engine_only if backend == "mooncake-engine" else find("disaggregation", backend).BACKEND
+    return find("disaggregation", backend).BACKEND
 
 
 class Side:

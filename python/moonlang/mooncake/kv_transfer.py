@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from moonlang.base import log
@@ -139,12 +140,13 @@ def _tag(instance: str) -> bytes:
 
 def open_transfer(options: TransferOptions) -> TransferChannel:
     """The KvTransfer of --disaggregation-transfer-backend mooncake."""
-    return TransferChannel(MooncakeMover(options, lambda: _engine(options, force_tcp=False)), options)
+    return TransferChannel(MooncakeMover(options, partial(_engine, options, force_tcp=False)), options)
 
 
 def open_tcp_transfer(options: TransferOptions) -> TransferChannel:
-    """The KvTransfer of --disaggregation-transfer-backend mooncake_tcp: RDMA cards are left alone."""
-    return TransferChannel(MooncakeMover(options, lambda: _engine(options, force_tcp=True)), options)
+    """The KvTransfer of --disaggregation-transfer-backend mooncake_tcp: TCP everywhere, also within a host."""
+    new_engine = partial(_engine, options, force_tcp=True)
+    return TransferChannel(MooncakeMover(options, new_engine, same_host=False), options)
 
 
 def _engine(options: TransferOptions, *, force_tcp: bool) -> Engine:
