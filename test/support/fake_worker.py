@@ -52,6 +52,7 @@ class FakeWorker:
         self.bodies: list[Any] = []
         self.headers: list[dict[str, str]] = []
         self.asked: list[str] = []
+        self.raw_paths: list[str] = []
         self.free_events = 1 << 30
         self.gate = asyncio.Event()
         self.aborted = asyncio.Event()
@@ -92,6 +93,7 @@ class FakeWorker:
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(f"{request.method} {request.path_qs}")
+        self.raw_paths.append(request.raw_path)
         if request.path == "/health":
             return web.Response(status=200 if self.healthy else 503)
         if request.path == "/get_load":

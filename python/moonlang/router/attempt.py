@@ -13,7 +13,7 @@ from moonlang.base import clock, log
 from moonlang.base.errors import PeerError
 from moonlang.router import body, merge
 from moonlang.router.body import Body
-from moonlang.router.errors import UnreachableError
+from moonlang.router.errors import RefusedError
 from moonlang.router.metrics import RouterMetrics
 from moonlang.router.upstream import Exchange, Headers, Outgoing
 from moonlang.router.workers import Worker
@@ -155,7 +155,7 @@ class Attempts:
         self._metrics.broken(worker.url)
         worker.breaker.failed(clock.monotonic_ns())
         worker.wanted.set()
-        if isinstance(error, UnreachableError) and worker.lost():
+        if isinstance(error, RefusedError) and worker.lost():
             _log.warning("Worker %s (%s) is down: it takes no connections", worker.url, worker.kind)
 
     def _linger(self, exchange: Exchange, task: asyncio.Task[bytes]) -> None:

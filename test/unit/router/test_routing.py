@@ -293,3 +293,33 @@ def test_a_breaker_opens_on_failures_and_not_on_refusals() -> None:
         assert len(it.workers[0].bodies) == 6
 
     run_routed(case, worker("a", failing(503)), disable_retries=True, cb_failure_threshold=2)
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
+    async def case(it: Routed) -> None:
+        port = int(str(it.http.base_url).rpartition(":")[2].strip("/"))
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        assert (await it.http.post("/generate", json=BODY)).status_code == 200
+        assert len(it.workers[0].bodies) == 1
+
+    run_routed(case, worker("a"))
+
+
+def test_names_of_models_go_on_as_they_are_written() -> None:
+    async def case(it: Routed) -> None:
+        await it.http.get("/v1/models/org%2Fname%20x/y?a=b%20c")
+        assert "/v1/models/org%2Fname%20x/y?a=b%20c" in it.workers[0].raw_paths
+
+    run_routed(case, worker("a"))
+
+
+def test_a_server_that_refuses_checks_is_down_at_once() -> None:
+    async def case(it: Routed) -> None:
+        await it.workers[0].stop()
+        await it.until(lambda: not it.parts.workers.of("regular")[0].up)
+
+    run_routed(case, worker("a"), health_failure_threshold=1000)

@@ -38,7 +38,7 @@ def test_going_down_cuts_what_is_under_way_and_forgets_its_prefixes() -> None:
     worker.end(first)
     assert worker.lost()
     assert not worker.lost()
-    assert (cut, len(worker.index), worker.active, worker.wanted.is_set()) == ([2], 0, 1, True)
+    assert (cut, len(worker.index), worker.active) == ([2], 0, 1)
 
 
 def test_an_open_breaker_a_problem_and_a_farewell_keep_requests_away() -> None:
