@@ -12,6 +12,7 @@ import sglang
 from moonlang import launch_server
 from moonlang.base.errors import ConfigError
 from moonlang.config import alias
+from moonlang.router import mini_lb
 
 
 def test_same_objects():
@@ -25,6 +26,14 @@ def test_same_objects():
 def test_engine():
     assert sglang.Engine is moonlang.Engine
     assert importlib.import_module("sglang.srt.entrypoints.engine").Engine is moonlang.Engine
+
+
+def test_mini_lb():
+    assert importlib.import_module("sglang.srt.disaggregation.mini_lb").main is mini_lb.main
+    for module in ("moonlang.disaggregation.mini_lb", "sglang.srt.disaggregation.mini_lb"):
+        command = [sys.executable, "-m", module, "--prefill", "http://a:1", "--worker-urls", "http://b:1"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr[:29]) == (2, "Error: --worker-urls are serv")
 
 
 def test_unknown_name():

@@ -6,17 +6,19 @@ No `from __future__ import annotations` here: the annotations are read at run ti
 import argparse
 import dataclasses
 import difflib
-import logging
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
+from moonlang.base import log
 from moonlang.base.errors import ConfigError
 from moonlang.config.flag import PARSERS, Flag
 from moonlang.router.policy import NAMES
 from moonlang.router.workers import checked_url
+
+_log = log.get(__name__)
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -112,7 +114,7 @@ def parse(argv: Sequence[str], prog: str = "moonlang router", **defaults: Any) -
     values = {name: value for name, value in vars(found).items() if value is not None}
     for name in NO_EFFECT:
         if values.pop(name, None) is not None:
-            logging.getLogger(__name__).warning("%s has no effect: %s.", option(name), NO_EFFECT[name])
+            _log.warning("%s has no effect: %s.", option(name), NO_EFFECT[name])
     values |= {
         "worker_urls": _urls(values.get("worker_urls", ())),
         "prefill": _prefills(values.get("prefill", ())),

@@ -147,6 +147,8 @@ class WorkerSet:
             raise ConfigError(f"This router has {' and '.join(self.kinds)} workers, {url} would be a {kind} one.")
         if any(worker.url == url and not worker.leaving for worker in self):
             raise ConfigError(f"There is a worker {url} already.")
+        if bootstrap_port is not None and not 0 < bootstrap_port < 1 << 16:
+            raise ConfigError(f"The bootstrap port of {url} must be in [1, 65535], got {bootstrap_port}.")
         if len(self) >= MAX_WORKERS:
             raise ConfigError(f"A router has at most {MAX_WORKERS} workers.")
         self._next += 1
@@ -186,6 +188,7 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(full)
         port = parts.port
+        (parts.hostname or "").encode("idna")
     except ValueError as error:
         raise ConfigError(f"{url!r} is not the URL of a server: {error}.", hint=hint) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.path or parts.query:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from moonlang.base.errors import ConfigError
@@ -63,6 +66,11 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in RouterArgs.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in text
+
+
+def test_a_router_needs_no_torch() -> None:
+    code = "import sys, moonlang.router.server; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_the_reference_is_what_the_generator_writes() -> None:

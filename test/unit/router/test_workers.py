@@ -74,13 +74,17 @@ def test_workers_have_one_name_and_the_kind_of_their_router() -> None:
         workers.add("http://a:1", "regular")
     with pytest.raises(ConfigError, match="regular workers"):
         workers.add("http://b:1", "prefill")
+    with pytest.raises(ConfigError, match="bootstrap port"):
+        group(pairs=True).add("http://b:1", "prefill", 70000)
     worker.leaving = True
     assert workers.add("http://a:1", "regular").id != worker.id  # its successor may come while it is going
     workers.discard(worker)
     assert len(workers) == 1
 
 
-@pytest.mark.parametrize("url", ["", "http://", "ftp://a:1", "http://a:99999", "http://a:1/v1", "http://a:x", "a:0"])
+@pytest.mark.parametrize(
+    "url", ["", "http://", "ftp://a:1", "http://a:99999", "http://a:1/v1", "http://a:x", "a:0", "a..b:1"]
+)
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ConfigError, match="is not the URL of a server"):
         checked_url(url)
