@@ -141,7 +141,7 @@ class EngineClient:
         return None if self.tokenizer is None else self.tokenizer.decode([token], skip_special_tokens=False)
 
     def open(self, messages: Sequence[Generate], *, observed: bool = True) -> Stream:
-        """Send the sequences of one call. RequestError 400 when a rid is in use, 503 when the engine cannot take them.
+        """Send the sequences of one call. RequestError 400 when a rid is in use, 503 when it cannot be taken now.
 
         observed: False keeps the server's own requests out of metrics and logs.
         """
@@ -149,7 +149,10 @@ class EngineClient:
             raise RequestError(self.failure, status=503)
         rids = [message.rid for message in messages]
         for rid in rids:
-            if rid in self._live:
+            live = self._live.get(rid)
+            if live is not None and live.stream is None:  # a router that tries again is faster than the abort before it
+                raise RequestError(f"Request id {rid!r} is being aborted.", status=503, hint="Try again soon.")
+            if live is not None:
                 raise RequestError(f"Request id {rid!r} is already in use.")
         if len(set(rids)) != len(rids):
             raise RequestError("Request ids of one call must differ.")

@@ -133,6 +133,9 @@ def test_a_live_rid_is_refused() -> None:
             with pytest.raises(RequestError, match="'a' is already in use") as caught:
                 client.open([ask("a")])
             assert caught.value.status == 400
+        with pytest.raises(RequestError, match="'a' is being aborted") as caught:  # the scheduler has not let go of it
+            client.open([ask("a")])
+        assert caught.value.status == 503
         with pytest.raises(RequestError, match="must differ"):
             client.open([ask("b"), ask("b")])
 
