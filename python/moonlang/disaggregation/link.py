@@ -391,7 +391,7 @@ class TcpLink:
     def _ask_rooms(self, connection: Connection, site: Site, now_ns: int) -> None:
         if connection.stage is Stage.UP:
             asked = self._asked.setdefault(connection, set())
-            asked &= site.opens.keys()
+            asked.intersection_update(site.opens)
             for room in [room for room in site.opens if room not in asked]:
                 asked.add(room)
                 self._send(connection, frames.Where(room), now_ns)
