@@ -1,8 +1,8 @@
 """First contacts: is it there, does it answer, is it the one that was meant? In threads, since the wheel may hang.
 
 A first contact with a process that is stopped takes a minute, under a lock that all calls of the engine need. So
-another engine, a scout, goes first; one that hangs is left to itself. When it has come back the engine itself goes: what
-remains is a process that is stopped within the milliseconds between the two.
+another engine, a scout, goes first; one that hangs is left to itself. When it has come back the engine itself goes.
+What remains is a process that is stopped within the milliseconds between the two.
 """
 
 from __future__ import annotations
