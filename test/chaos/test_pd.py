@@ -49,7 +49,7 @@ def test_prefill_killed_while_requests_wait(pair: Couple, tmp_path: Path) -> Non
 
 def test_decode_killed_in_the_middle_of_its_answer(pair: Couple) -> None:
     first, second = pair.submit(LONG)
-    assert first.result(30).status_code == 200
+    assert first.result(30).status_code == 200, first.result().text
     waiting = [pair.submit({**BODY, "text": f"{i}: {BODY['text']}"})[0] for i in range(4)]
     pair.prefill.until(lambda: pair.prefill.pairs()["total_paired"] == 5)
     pair.decode.kill()

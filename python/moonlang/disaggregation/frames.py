@@ -30,11 +30,12 @@ _LENGTH = struct.Struct("<I")
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """role: "prefill" or "decode". address: where the sender listens, as it thinks others can reach it.
-    sums: how it computes checksums, "off" when it does not."""
+    sums: how it computes checksums, "off" when it does not. pid: of its process, for those on the same host."""
 
     version: int
     role: str
     card: KvCard
+    pid: int
     address: tuple[str, int]
     sums: str
     nonce: bytes

@@ -88,7 +88,7 @@ class TcpLink:
         self._events: deque[PairEvent] = deque()
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._commands: deque[Callable[[int], None]] = deque()
-        self._peers = Peers(reach, self._lost)
+        self._peers = Peers(reach, self._lost, host=card.host)
         self._search = Search()
         self._claims = Claims()
         self._finder = Finder(self._found)
@@ -282,6 +282,7 @@ class TcpLink:
                 version=frames.VERSION,
                 role=self._options.role,
                 card=self._card,
+                pid=os.getpid(),
                 address=(self.address[0] or connection.sock.getsockname()[0], self.address[1]),
                 sums=self._options.sums,
                 nonce=secrets.token_bytes(_NONCE_BYTES),
