@@ -1,7 +1,8 @@
 """Instances this one has been connected to, and what becomes of one that is out of reach.
 
 up      its connection stands and something was heard of it lately
-silent  nothing was heard for a while: it is stopped, or the network is; it may come back, and may still write
+silent  nothing was heard for a while: it is stopped, or the network is; it may come back, and may still write. On
+            the same host one sees whether it is stopped or only gets no core: then there is more patience
 lost    the connection has broken; the address is asked again and again who is there
 gone    nobody listens at its address any more, or another instance does, or its host has been out of reach for
         long: none of its writes is on its way; it is forgotten
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S
+from moonlang.base.process_state import can_run
 from moonlang.core.pairing import KvCard, Lost
 from moonlang.disaggregation.connection import Address, Connection
 
 SILENT_NS = 800 * NS_PER_MS
+STARVED_NS = 10 * NS_PER_S  # for a process of this host that could run, but gets no core
 ASK_AGAIN_NS = 250 * NS_PER_MS
 OUT_OF_REACH_NS = 30 * NS_PER_S  # longer than any transport keeps trying to deliver what was sent before
 GRACE_NS = 250 * NS_PER_MS  # after the end of its process, for what lies in buffers of the network
@@ -55,7 +58,9 @@ class Peer:
 class Peers:
     """Owned by the link's thread. emit: called with every Lost; reach: told who is up whenever that changes."""
 
-    def __init__(self, reach: MarkReach, emit: Callable[[Lost], None]) -> None:
+    def __init__(self, reach: MarkReach, emit: Callable[[Lost], None], *, host: str) -> None:
+        """host: as on our own card; "" when other processes of it cannot be told."""
+        self._host = host
         self._reach = reach
         self._emit = emit
         self._peers: dict[str, Peer] = {}
@@ -105,13 +110,21 @@ class Peers:
         """Notice who has fallen silent, and who has been gone long enough."""
         for instance, peer in list(self._peers.items()):
             if peer.connection is not None:
-                if now_ns - peer.connection.heard_ns > SILENT_NS:
+                quiet_ns = now_ns - peer.connection.heard_ns
+                if quiet_ns > self._patience_ns(peer, quiet_ns):
                     self._silence(peer)
             elif not peer.gone_ns and now_ns - peer.away_ns > OUT_OF_REACH_NS:
                 peer.gone_ns = now_ns
             if peer.gone_ns and now_ns >= peer.gone_ns:
                 self._emit(Lost(instance, "gone"))
                 del self._peers[instance]
+
+    def _patience_ns(self, peer: Peer, quiet_ns: int) -> int:
+        """How long this peer may be quiet. It is looked at only when it has been for a while."""
+        hello = peer.connection.hello if peer.connection is not None else None
+        if quiet_ns <= SILENT_NS or hello is None or not self._host or peer.card.host != self._host:
+            return SILENT_NS
+        return STARVED_NS if can_run(hello.pid) else SILENT_NS
 
     def stalled(self, by_ns: int) -> None:
         """This thread has not run for a while: what it has not heard, others may have said.
