@@ -54,7 +54,6 @@ def build_app(parts: Parts) -> FastAPI:
     """The application."""
     args, metrics = parts.args, parts.metrics
     app = FastAPI(title="MoonLang router", version=__version__)
-    app.include_router(AdminRoutes(parts.workers, parts.watch, parts.session, metrics).router())
     dispatcher = Dispatcher(parts.workers, Attempts(parts.session, metrics), args, metrics)
     limits = {"max_body_bytes": args.max_payload_size, "max_active": args.max_concurrent_requests}
     generation = Relay(dispatcher, metrics, generates=True, **limits)
@@ -63,6 +62,7 @@ def build_app(parts: Parts) -> FastAPI:
     for table, endpoint in ((GENERATION, generation), (QUESTIONS, questions), (WHOLE_SERVERS, whole)):
         for method, paths in table.items():
             app.router.routes += [Route(path, endpoint, methods=[method]) for path in paths]
+    app.include_router(AdminRoutes(parts.workers, parts.watch, parts.session, metrics).router())  # last: rarely asked
     if args.api_key:
         app.add_middleware(KeyCheck, key=args.api_key)
     app.add_middleware(
