@@ -153,6 +153,17 @@ def test_a_prefill_server_that_cannot_be_found_is_said_at_once(pair: Couple) -> 
     pair.decode.wait_free()
 
 
+def test_metrics_tell_of_the_traffic(pair: Couple) -> None:
+    assert pair.ask({"text": f"{STORY} once more", **GREEDY}).status_code == 200
+    both = ("kv_transfer_bootstrap_ms_count", "kv_transfer_latency_ms_count", "kv_transfer_total_mb_sum")
+    for one, more in ((pair.prefill, "kv_transfer_speed_gb_s_sum"), (pair.decode, "kv_transfer_alloc_ms_count")):
+        lines = [line.rsplit(" ", 1) for line in one.http.get("/metrics").text.splitlines() if line[0] != "#"]
+        found = {line[0].split("{")[0].split(":")[1]: float(line[1]) for line in lines if ":" in line[0]}
+        assert all(found[name] > 0 for name in (*both, more, "kv_transfer_bytes_total")), found
+        load = one.http.get("/v1/loads").json()["loads"][0]["disaggregation"]
+        assert load["kv_transfer_latency_ms"] > 0
+
+
 def test_a_room_is_needed(pair: Couple) -> None:
     answer = pair.prefill.http.post("/generate", json={"text": "Hi", **GREEDY})
     assert answer.status_code == 400

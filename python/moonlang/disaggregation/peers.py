@@ -2,7 +2,7 @@
 
 up      its connection stands and something was heard of it lately
 silent  nothing was heard for a while: it is stopped, or the network is; it may come back, and may still write. On
-            the same host one sees whether it is stopped or only gets no core: then there is more patience
+        the same host one sees whether it is stopped or only gets no core: then there is more patience
 lost    the connection has broken; the address is asked again and again who is there
 gone    nobody listens at its address any more, or another instance does, or its host has been out of reach for
         long: none of its writes is on its way; it is forgotten

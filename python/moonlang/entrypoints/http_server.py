@@ -105,6 +105,7 @@ def _client(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> EngineCli
 def _metrics(args: ServerArgs, model: ModelConfig) -> ServerMetrics:
     return ServerMetrics(
         served_name(args, model),
+        engine_type="unified" if args.disaggregation_mode == "null" else args.disaggregation_mode,
         extra={name: str(value) for name, value in (args.extra_metric_labels or {}).items()},
         ttft_s=buckets.seconds(args.bucket_time_to_first_token, buckets.TIME_TO_FIRST_TOKEN_S),
         inter_token_s=buckets.seconds(args.bucket_inter_token_latency, buckets.INTER_TOKEN_S),

@@ -50,7 +50,9 @@ def loads(client: EngineClient, found: Mapping[str, Any], wanted: frozenset[str]
             "retracted": 0,
             "prealloc_ready": 0,
         }
-    for section, name in (("spec", "speculative"), ("lora", "lora"), ("disagg", "disaggregation")):
+    if "disagg" in wanted:
+        load["disaggregation"] = _pairs(client.args.disaggregation_mode, found["pairs"])
+    for section, name in (("spec", "speculative"), ("lora", "lora")):
         if section in wanted:
             load[name] = None  # not part of this server
     return {
@@ -80,6 +82,28 @@ def _core(client: EngineClient, found: Mapping[str, Any]) -> dict[str, Any]:
         "cache_hit_rate": found["cache_hit_rate"],
         "utilization": found["num_running"] / limit if limit else 0.0,
     }
+
+
+def _pairs(mode: str, pairs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Queues of a prefill or decode instance; None for a server that works alone. Speed and latency are means."""
+    if mode == "null":
+        return None
+    pairing, moving = pairs["num_pairing"], pairs["num_moving"]
+    prefills = mode == "prefill"
+    return {
+        "mode": mode,
+        "prefill_bootstrap_queue_reqs": pairing if prefills else 0,
+        "prefill_inflight_queue_reqs": moving if prefills else 0,
+        "decode_prealloc_queue_reqs": 0 if prefills else pairing,
+        "decode_transfer_queue_reqs": 0 if prefills else moving,
+        "decode_retracted_queue_reqs": 0,
+        "kv_transfer_speed_gb_s": _mean(pairs["distributions"].get("kv_transfer_speed_gb_s")),
+        "kv_transfer_latency_ms": _mean(pairs["distributions"].get("kv_transfer_latency_ms")),
+    }
+
+
+def _mean(found: Mapping[str, Any] | None) -> float:
+    return 0.0 if found is None else found["total"] / max(1, sum(found["counts"]))
 
 
 def legacy(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ addition, because some are made per token; a Prometheus client object would take
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,33 +14,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from moonlang.observability import buckets
+from moonlang.observability import buckets, pairs
+from moonlang.observability.distribution import Distribution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class Distribution:
-    """Counts of values per bucket, and their sum."""
-
-    __slots__ = ("_bounds", "_sum", "counts")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def export(self, family: HistogramMetricFamily, labels: list[str]) -> None:
-        """Add this distribution to a family, with cumulative counts as Prometheus wants them."""
-        total = 0
-        found: list[tuple[str, float]] = []
-        for bound, count in zip((*self._bounds, float("inf")), self.counts, strict=True):
-            total += count
-            found.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
-        family.add_metric(labels, found, self._sum)
 
 
 class _ByStreaming:
@@ -217,6 +193,8 @@ class ServerMetrics(Collector):
             if key in self._scheduler:
                 tokens.add_metric([*values, mode], float(self._scheduler[key]))
         yield tokens
+        if "distributions" in self._scheduler.get("pairs", {}):
+            yield from pairs.families(labels, self._labels["engine_type"], self._scheduler["pairs"])
 
 
 # (family, metric name, key of the scheduler's load report)

@@ -23,6 +23,7 @@ from moonlang.disaggregation import page_memory
 from moonlang.disaggregation.channel import TransferOptions
 from moonlang.disaggregation.frames import TOKEN_VARIABLE
 from moonlang.disaggregation.link import LinkOptions, Reach, TcpLink
+from moonlang.roles.pair_watch import PairWatch
 from moonlang.scheduler.pair_side import PairSide
 from moonlang.scheduler.settings import PairingConfig
 
@@ -86,6 +87,7 @@ class Pairing:
         self._numbers: dict[Ticket, int] = {}
         self._tickets: dict[int, Ticket] = {}
         self._progress = (0, 0)
+        self._watch = PairWatch(outfit.card, prefills=self._prefills)
         self.wait_fds = (self._link.fileno(), self._transfer.fileno())
 
     @property
@@ -94,10 +96,12 @@ class Pairing:
         host, port = self._link.address
         return {"instance": self._card.instance, "host": host, "port": port}
 
-    def claim(self, message: Generate) -> None:
-        """A request has come: its decode instance may look for it."""
-        if self._prefills and message.peer is not None:
-            self._link.claim(message.peer.room)
+    def begin(self, message: Generate, now_ns: int) -> None:
+        """A request has come: at a prefill instance decode may look for it."""
+        if message.peer is not None:
+            self._watch.begun(message.peer.room, now_ns)
+            if self._prefills:
+                self._link.claim(message.peer.room)
 
     def take(self, progress: tuple[int, int], now_ns: int) -> list[TokenDelta]:
         """Tell the brain what has happened. progress: of the executor."""
@@ -106,22 +110,30 @@ class Pairing:
             self._progress = progress
             self._side.progress(*progress)
         for event in self._link.recv():
+            self._watch.heard(event, now_ns)
             deltas += self._side.heard(event, now_ns)
         if self._numbers:
             for completion in self._transfer.poll():
                 number = self._numbers.pop(completion.ticket)
                 del self._tickets[number]
+                self._watch.completed(number, completion, now_ns)
                 deltas += self._side.transferred(number, completion, now_ns)
         return deltas
 
-    def carry_out(self) -> None:
+    def report(self) -> dict[str, Any]:
+        """What metrics want to know beyond the brain's own numbers."""
+        return self._watch.report()
+
+    def carry_out(self, now_ns: int) -> None:
         """Do what the brain wants done."""
         mail = self._side.mail
         for spec, deadline_ns in mail.opens():
             self._link.open(spec, deadline_ns)
         for instance, message in mail.outgoing():
+            self._watch.sent(message, now_ns)
             self._link.send(instance, message)
         for number, op in mail.transfers():
+            self._watch.submitted(number, op, now_ns)
             ticket = self._transfer.submit(op)
             self._numbers[ticket], self._tickets[number] = number, ticket
         for number in mail.cancels():

@@ -106,7 +106,7 @@ class SchedulerRole:
         deltas += self._scheduler.expire(now_ns)
         self._submit(now_ns)
         if self._pairing is not None:
-            self._pairing.carry_out()
+            self._pairing.carry_out(now_ns)
         if deltas:
             self._endpoint.send(topology.DETOKENIZER, TokenBatch(tuple(deltas)))
         return self._wake_ns(now_ns)
@@ -143,7 +143,7 @@ class SchedulerRole:
         match body:
             case Generate():
                 if self._pairing is not None:
-                    self._pairing.claim(body)
+                    self._pairing.begin(body, now_ns)
                 deltas = self._scheduler.add(body, now_ns)
                 for spec in self._scheduler.grammars_wanted():
                     self._tickets[self._grammars.submit(spec)] = spec
@@ -180,7 +180,11 @@ class SchedulerRole:
             "cache_hit_rate": stats.cache_hit_rate,
             "gen_throughput": self._steps.throughput(now_ns),
         }
-        return msgspec.to_builtins(stats) | derived
+        load: dict[str, Any] = msgspec.to_builtins(stats) | derived
+        if self._pairing is not None:
+            load["pairs"] |= self._pairing.report()
+            load["pairs"]["transfer_failed"] = stats.pairs.total_failed - load["pairs"]["bootstrap_failed"]
+        return load
 
     def _compiled(self, now_ns: int) -> list[TokenDelta]:
         deltas: list[TokenDelta] = []
