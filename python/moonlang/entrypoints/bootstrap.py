@@ -141,17 +141,10 @@ def _refused(request: Request, error: Exception) -> Response:
     return PlainTextResponse(str(error), status)
 
 
-def prefill_route(args: ServerArgs, link: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bootstrap server is told of this prefill instance. link: of the scheduler role."""
-    return {
-        **link,
-        "rank_ip": link["host"],
-        "rank_port": link["port"],
-        "page_size": args.page_size,
-        "kv_cache_dtype": args.kv_cache_dtype,
-        "load_balance_method": args.load_balance_method,
-        "prefill_http_port": args.port,
-    }
+def open_bootstrap(args: ServerArgs) -> BootstrapHost | None:
+    """The share of a prefill instance in its bootstrap server; None for other servers. To be opened before the roles
+    start: their transfer engine may look for its metadata there."""
+    return BootstrapHost(args) if args.disaggregation_mode == "prefill" else None
 
 
 class BootstrapHost:
@@ -163,6 +156,7 @@ class BootstrapHost:
     def __init__(self, args: ServerArgs) -> None:
         """ConfigError when the port is taken by something else."""
         self.site: Address = (args.host, args.disaggregation_bootstrap_port)
+        self._args = args
         self._token = os.environ.get(TOKEN_VARIABLE, "")
         self._local: Address = (_dialled(args.host), args.disaggregation_bootstrap_port)
         self._stop = threading.Event()
@@ -176,10 +170,19 @@ class BootstrapHost:
                 hint="Choose another --disaggregation-bootstrap-port.",
             )
 
-    def announce(self, route: dict[str, Any]) -> None:
-        """Make the instance known; PeerError when that fails at first."""
-        self._route = route
-        bootstrap.register(self._local, route, self._token)
+    def announce(self, link: Mapping[str, Any]) -> None:
+        """Make the instance known; PeerError when that fails at first. link: instance, host and port, of its role."""
+        args = self._args
+        self._route = {
+            **link,
+            "rank_ip": link["host"],
+            "rank_port": link["port"],
+            "page_size": args.page_size,
+            "kv_cache_dtype": args.kv_cache_dtype,
+            "load_balance_method": args.load_balance_method,
+            "prefill_http_port": args.port,
+        }
+        bootstrap.register(self._local, self._route, self._token)
         self._keeper = threading.Thread(target=self._keep, name="bootstrap-keeper", daemon=True)
         self._keeper.start()
 

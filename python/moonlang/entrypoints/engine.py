@@ -16,6 +16,7 @@ from moonlang.base.errors import ConfigError, RequestError
 from moonlang.config.prepare import Prepared, prepare
 from moonlang.config.server_args import ServerArgs
 from moonlang.entrypoints import describe, generation
+from moonlang.entrypoints.bootstrap import open_bootstrap
 from moonlang.entrypoints.client import EngineClient
 from moonlang.roles import exits
 from moonlang.roles.supervisor import Cluster
@@ -143,8 +144,16 @@ class _Running:
     """
 
     def __init__(self, prepared: Prepared) -> None:
-        self._cluster = Cluster(prepared.args, prepared.model)
-        self.client = _client(prepared, self._cluster)
+        self._bootstrap = open_bootstrap(prepared.args)
+        try:
+            self._cluster = Cluster(prepared.args, prepared.model)
+            self.client = _client(prepared, self._cluster)
+            if self._bootstrap is not None:
+                self._bootstrap.announce(self.client.ready["scheduler"]["link"])
+        except BaseException:
+            if self._bootstrap is not None:
+                self._bootstrap.close()
+            raise
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="moonlang-engine", daemon=True)
         self._thread.start()
@@ -188,6 +197,8 @@ class _Running:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        if self._bootstrap is not None:
+            self._bootstrap.close()
         self._cluster.close()
 
     async def _wind_up(self) -> None:

@@ -17,7 +17,7 @@ from moonlang.config.prepare import prepare
 from moonlang.config.server_args import ServerArgs
 from moonlang.entrypoints import front, generation, pairing
 from moonlang.entrypoints.app import build_app
-from moonlang.entrypoints.bootstrap import BootstrapHost, prefill_route
+from moonlang.entrypoints.bootstrap import open_bootstrap
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.describe import served_name
 from moonlang.entrypoints.health import Health
@@ -43,13 +43,13 @@ def serve(args: ServerArgs) -> int:
     with front.stopped_by_signals(), front.listening(args.host, args.port) as listener:
         prepared = prepare(args)
         # First of all: the transfer engine may look for its metadata there while the roles load the model.
-        bootstrap = BootstrapHost(prepared.args) if args.disaggregation_mode == "prefill" else None
+        bootstrap = open_bootstrap(prepared.args)
         cluster = Cluster(prepared.args, prepared.model)
         try:
             server = _server(prepared.args, prepared.model, cluster)  # while the roles load the model
             cluster.wait_ready()
             if bootstrap is not None:
-                bootstrap.announce(prefill_route(prepared.args, cluster.ready["scheduler"]["link"]))
+                bootstrap.announce(cluster.ready["scheduler"]["link"])
             server.run(sockets=[listener])
             return server.exit_status
         except PeerError as error:

@@ -85,7 +85,7 @@ def args() -> ServerArgs:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return ServerArgs(disaggregation_bootstrap_port=port)
+    return ServerArgs(disaggregation_bootstrap_port=port, page_size=16)
 
 
 def names(args: ServerArgs) -> set[str]:
@@ -96,7 +96,7 @@ def names(args: ServerArgs) -> set[str]:
 
 
 def route(name: str) -> dict[str, object]:
-    return {"instance": name, "host": "127.0.0.1", "port": 1, "rank_ip": "", "rank_port": 1}
+    return {"instance": name, "host": "127.0.0.1", "port": 1}
 
 
 def test_several_share_a_port_and_one_takes_over(args: ServerArgs) -> None:
