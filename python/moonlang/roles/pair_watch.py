@@ -36,6 +36,7 @@ class _Room:
     """begun_ns: of the step that is under way: looking for each other, then for memory, then moving pages."""
 
     begun_ns: int
+    met: bool = False
     bytes: int = 0
 
 
@@ -62,7 +63,8 @@ class PairWatch:
 
     def heard(self, event: PairEvent, now_ns: int) -> None:
         match event:
-            case Linked(room) | Heard(_, Want(room)) if room in self._rooms:
+            case Linked(room) | Heard(_, Want(room)) if room in self._rooms and not self._rooms[room].met:
+                self._rooms[room].met = True
                 self._step("kv_transfer_bootstrap_ms", room, now_ns)
             case Unreachable(room):
                 self._unreachable += 1
