@@ -219,6 +219,47 @@ def test_pools_of_different_size_and_more_requests_than_memory() -> None:
     pair.assert_empty()
 
 
+def test_decode_takes_no_more_pages_than_running_requests_will_leave() -> None:
+    for fields, asked in (
+        ({}, 3),
+        ({"reserved_tokens": 12}, 1),
+        ({"conservativeness": 2.0}, 1),
+        ({"max_running": 1, "extra_leases": 0}, 1),
+        ({"max_running": 1, "extra_leases": 1}, 2),
+    ):
+        pair = Pair(decode=Half("decode", "D1", **({"num_pages": 9, "conservativeness": 0.0} | fields)))
+        for i in range(3):
+            pair.add(f"r{i}", prompt(7, start=20 * i), i, count=14)
+        pair.link()
+        assert len(pair.decode.said(Want)) == asked, fields
+        assert pair.decode.scheduler.stats().pairs.num_pairing == 3 - asked
+        pair.run()
+        for i in range(3):
+            assert pair.decode.tokens(f"r{i}") == answer(prompt(7, start=20 * i), 14)
+        pair.assert_empty()
+
+
+def test_requests_that_start_again_by_themselves_go_before_new_ones() -> None:
+    pair = with_fallback(max_running=1, extra_leases=0)
+    pair.decode.add("runs", prompt(9), None, 3)
+    pair.decode.add("fails", prompt(9, start=20), 1)
+    pair.unreachable()
+    pair.add("new", prompt(9, start=40), 2)
+    pair.link()
+    while not pair.decode.said(Want):
+        pair.decode.run_plan()
+    assert pair.decode.end("fails") == ("length", 0)
+    pair.run()
+    assert pair.decode.tokens("new") == answer(prompt(9, start=40), 4)
+
+
+def test_requests_that_wait_for_their_other_half_count_as_waiting() -> None:
+    for half in (Half("prefill", "P1", max_queued=1), Half("decode", "D1", max_queued=1)):
+        half.add("a", prompt(9), 1)
+        half.add("b", prompt(9), 2)
+        assert (half.end("a"), half.end("b")) == (None, BUSY)
+
+
 def test_a_retracted_decode_request_computes_its_prompt_again_by_itself() -> None:
     pair = Pair(decode=Half("decode", "D1", num_pages=12, conservativeness=0.0, radix=False))
     for i in range(3):
@@ -238,6 +279,11 @@ def test_seeds_logprobs_and_stop_tokens_go_on_where_prefill_has_ended() -> None:
     sampling = SamplingParams(max_new_tokens=6, seed=5, stop_token_ids=(right[3],))
     pair.add("a", prompt(9), 1, sampling=sampling, logprob=LogprobSpec(start=0))
     pair.add("b", prompt(9), 2, sampling=msgspec.structs.replace(sampling, stop_token_ids=(right[0],)))
+    pair.talk()
+    while pair.prefill.plans:
+        pair.prefill.run_plan(pair.talk)
+    pair.talk()
+    assert [s.logprob.start for s in pair.decode.plans[0].starts if s.logprob] == [-1]  # prefill has told the prompt's
     pair.run()
     assert pair.decode.tokens("a") == right[:4]
     assert [entry.token for delta in pair.decode.deltas["a"] for entry in delta.output] == right[:4]
@@ -320,7 +366,11 @@ def test_a_want_is_repeated_until_it_is_noted() -> None:
         assert pair.decode.scheduler.next_wake_ns() == pair.decode.now_ns + REPEAT_NS
         pair.decode.wait(REPEAT_NS)
     pair.carry(pair.decode)
-    pair.carry(pair.prefill)
+    assert kinds(pair.prefill) == ["Noted"]
+    pair.prefill.out.clear()
+    pair.decode.wait(REPEAT_NS)
+    pair.carry(pair.decode)
+    assert isinstance(pair.carry(pair.prefill), Noted)
     pair.decode.wait(REPEAT_NS)
     assert pair.decode.out == []
     pair.run()
@@ -662,6 +712,36 @@ def test_pages_in_quarantine_are_free_when_the_peers_process_is_gone() -> None:
     pair.decode.lose(pair.prefill, "gone")
     assert pair.decode.scheduler.stats().pairs.quarantined_pages == 0
     assert pair.decode.scheduler.idle
+
+
+def test_pages_in_quarantine_are_not_freed_by_news_of_another_pair() -> None:
+    pair = pushing(Pair())
+    pair.decode.abort("a")
+    pair.decode.hear(Heard(pair.prefill.card, Drained(7, serial=99)))
+    pair.decode.hear(Heard(msgspec.structs.replace(pair.prefill.card, instance="P2"), Drained(7, serial=1)))
+    assert pair.decode.scheduler.stats().pairs.quarantined_pages == 3
+    pair.decode.out.clear()
+    pair.decode.hear(Heard(pair.prefill.card, Landed(7, 4, b"", "", 1, serial=1)))
+    assert kinds(pair.decode) == ["Release"]  # prefill does not wait for the next repeat
+    pair.run()
+    pair.assert_empty()
+
+
+def test_prefill_forgets_an_instance_that_is_gone() -> None:
+    pair = pushing(Pair())
+    pair.decode.add("early", prompt(9), 8)
+    pair.link()
+    pair.carry(pair.decode)
+    pair.prefill.lose(pair.decode, "gone")
+    for number in list(pair.prefill.ops):
+        pair.finish(pair.prefill, number, Outcome.FAILED)
+    pair.prefill.out.clear()
+    pair.prefill.wait(REPEAT_NS)
+    assert pair.prefill.out == []
+    pair.prefill.add("early", prompt(9), 8)
+    assert pair.prefill.scheduler.stats().pairs.num_pairing == 1  # that Want was of the instance that is gone
+    pair.prefill.abort("early")
+    assert pair.prefill.scheduler.idle
 
 
 def test_a_verify_under_way_holds_the_quarantine() -> None:
