@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from moonlang.base import clock
 from moonlang.sim import mutants, traces
+from moonlang.sim.pd import museum
 from moonlang.sim.run import KINDS, AnyCase, Outcome, combined_digest, draw_case, kind_of, run, run_seeds, shrink
 
 _SHOWN_FAILURES = 3
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0 when everything held, 1 when something did not."""
     args = _parser().parse_args(argv)
     if args.mutants:
-        return _mutants(args.seeds)
+        return _mutants(args.seeds, args.world)
     if args.trace_file is not None:
         return _play(args)
     if args.seed is not None:
@@ -95,20 +96,22 @@ def _explain(outcome: Outcome) -> None:
     _say(f"  moonlang sim --world {outcome.kind} --seed {outcome.seed} --keep {indexes} --trace")
 
 
-def _mutants(most_seeds: int) -> int:
+def _mutants(most_seeds: int, kinds: str) -> int:
     """Every mutant that can change an answer must be caught."""
-    stale = [mutant.name for mutant in mutants.MUTANTS if mutants.is_stale(mutant)]
+    exhibits = [exhibit.mutant for exhibit in museum.EXHIBITS]
+    chosen = [mutant for mutant in (*mutants.MUTANTS, *exhibits) if kinds in ("mixed", mutant.kind)]
+    stale = [mutant.name for mutant in chosen if mutants.is_stale(mutant)]
     if stale:
-        _say(f"the brain has changed, bring these mutants up to date in sim/mutants.py: {', '.join(stale)}")
+        _say(f"the brain has changed, bring these mutants up to date in moonlang.sim: {', '.join(stale)}")
         return 1
     caught, missed = 0, []
-    for mutant in mutants.MUTANTS:
-        verdict = mutants.hunt(mutant, most_seeds)
+    for mutant in chosen:
+        verdict = mutants.hunt(mutant, range(most_seeds))
         caught += verdict.caught
         if not (verdict.caught or mutant.equivalent):
             missed.append(mutant.name)
         _say(f"{verdict.describe():<36} {mutant.name}: {mutant.what}{' (changes no answer)' * mutant.equivalent}")
-    _say(f"{caught} of {len(mutants.MUTANTS)} mutants caught, missed: {', '.join(missed) or 'none'}")
+    _say(f"{caught} of {len(chosen)} mutants caught, missed: {', '.join(missed) or 'none'}")
     return 1 if missed else 0
 
 

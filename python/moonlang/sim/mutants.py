@@ -20,24 +20,30 @@ from types import CodeType, ModuleType
 from moonlang.base.errors import BugError
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.sim import checkers
-from moonlang.sim.run import run
+from moonlang.sim.run import Kind, draw_case, run
 from moonlang.sim.stage import Checker
-from moonlang.sim.workload import draw
 from moonlang.sim.world import World
 
-_BRAIN = ("moonlang.mem_cache", "moonlang.scheduler")
+_BRAIN = ("moonlang.mem_cache", "moonlang.scheduler", "moonlang.core.layout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """`old` must occur exactly once in `module` and is replaced by `new`. equivalent: no answer can become wrong."""
+    """`old` must occur exactly once in `module` and is replaced by `new`; more: further replacements of this kind.
+    equivalent: no answer can become wrong. kind: of the worlds in which it is hunted."""
 
     name: str
     what: str
     module: str
     old: str
     new: str
+    more: tuple[tuple[str, str], ...] = ()
     equivalent: bool = False
+    kind: Kind = "plain"
+
+    @property
+    def edits(self) -> tuple[tuple[str, str], ...]:
+        return ((self.old, self.new), *self.more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +63,14 @@ class Verdict:
         return f"caught by {self.violation[0]} after {self.seeds} seed{'s' if self.seeds > 1 else ''}"
 
 
-def hunt(mutant: Mutant, most_seeds: int, watch: Callable[[], Sequence[Checker[World]]] = checkers.fresh) -> Verdict:
-    """Run up to `most_seeds` cases against the mutant, until one fails."""
+def hunt(mutant: Mutant, seeds: range, watch: Callable[[], Sequence[Checker[World]]] = checkers.fresh) -> Verdict:
+    """Run these cases against the mutant, until one fails."""
     make_scheduler = load(mutant)
-    for seed in range(most_seeds):
-        outcome = run(draw(seed), make_scheduler=make_scheduler, watch=watch)
+    for count, seed in enumerate(seeds, 1):
+        outcome = run(draw_case(seed, mutant.kind), make_scheduler=make_scheduler, watch=watch)
         if outcome.failure is not None:
-            return Verdict(seeds=seed + 1, violation=outcome.failure)
-    return Verdict(seeds=most_seeds, violation=None)
+            return Verdict(seeds=count, violation=outcome.failure)
+    return Verdict(seeds=len(seeds), violation=None)
 
 
 def is_stale(mutant: Mutant) -> bool:
@@ -72,7 +78,8 @@ def is_stale(mutant: Mutant) -> bool:
     spec = importlib.util.find_spec(f"moonlang.{mutant.module}")
     if spec is None or spec.origin is None:
         return True
-    return Path(spec.origin).read_text(encoding="utf-8").count(mutant.old) != 1
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    return any(text.count(old) != 1 for old, _ in mutant.edits)
 
 
 def load(mutant: Mutant) -> type[Scheduler]:
@@ -94,6 +101,9 @@ def _brain_set_aside() -> Iterator[None]:
     originals = {name: module for name, module in sys.modules.items() if name.startswith(_BRAIN)}
     for name in originals:
         del sys.modules[name]
+    for name in _BRAIN:
+        package, _, short = name.rpartition(".")
+        delattr(sys.modules[package], short)
     try:
         yield
     finally:
@@ -129,7 +139,9 @@ class _MutantLoader(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         text = Path(self.path).read_text(encoding="utf-8")
-        return compile(text.replace(self._mutant.old, self._mutant.new), f"{self.path}*", "exec")
+        for old, new in self._mutant.edits:
+            text = text.replace(old, new)
+        return compile(text, f"{self.path}*", "exec")
 
 
 _SCHEDULER = "scheduler.scheduler"
@@ -145,15 +157,15 @@ MUTANTS: tuple[Mutant, ...] = (
         name="page leak",
         what="a closed lease forgets one of its pages",
         module=_LEASES,
-        old="self._give_back(lease.pages[lease.shared :] + lease.spare, plan)",
-        new="self._give_back(lease.pages[lease.shared + 1 :] + lease.spare, plan)",
+        old="self._give_back(lease.pages[lease.shared :], plan)",
+        new="self._give_back(lease.pages[lease.shared + 1 :], plan)",
     ),
     Mutant(
         name="twice computed",
         what="pages that another request was faster to share are not given back",
         module=_LEASES,
-        old="            self._give_back(replaced, plan)\n",
-        new="            pass\n",
+        old="        self._give_back([lease.pages[i] for i in changed], plan)\n",
+        new="",
     ),
     Mutant(
         name="stale table",

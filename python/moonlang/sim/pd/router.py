@@ -168,11 +168,11 @@ class Router:
             self._failed(attempt, finish, delta)
             return
         if finish is not None:
+            own = client.prompt_logprobs + list(delta.prompt)
             wants_prompt = client.script.logprob is not None and client.script.logprob.start >= 0
-            if wants_prompt and not attempt.prefilled:
+            if wants_prompt and not own and not attempt.prefilled:
                 attempt.last = delta
                 return
-            own = client.prompt_logprobs + list(delta.prompt)
             if len(attempt.prompt) > len(own):
                 client.prompt_logprobs.clear()
                 delta = _with(delta, prompt=tuple(attempt.prompt))
@@ -205,7 +205,7 @@ class Router:
         attempt.over = True
         for server in (attempt.prefill, attempt.decode):
             sent_ns = max(self._agenda.now_ns, attempt.arrival_ns[server.instance])
-            delay_ns = sent_ns - self._agenda.now_ns + self._net.latency_ns()
+            delay_ns = sent_ns - self._agenda.now_ns + self._net.latency_ns() + self._rng.randint(0, self._spec.late_ns)
             self._after(delay_ns, lambda s=server: s.process.after(0, lambda: s.abort(attempt.rid)))
 
     def _end(self, attempt: Attempt) -> None:

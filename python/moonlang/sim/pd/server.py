@@ -89,6 +89,7 @@ class Server:
             self.cells,
             case.transfer,
             self._rng,
+            most_bytes=config.pairing.push_most_bytes,
             find=host.find,
             written=lambda card, room, page: host.written(self, card, room, page),
             wake=self.wake,

@@ -13,6 +13,7 @@ from moonlang.core.ticket import Completion, Outcome, Ticket
 from moonlang.sim.pd.cells import Content, SharedCells, checksum
 from moonlang.sim.pd.network import SimLink
 from moonlang.sim.pd.process import Process
+from moonlang.sim.violation import Violation
 
 KIND = "transfer"
 
@@ -59,7 +60,8 @@ class _Work:
 
 class SimTransfer:
     """`KvTransfer` of one server. find: the pool behind a card, None when its process has ended. written: called for
-    each page that is written, with (card of the target, room, page)."""
+    each page that is written, with (card of the target, room, page). most_bytes: bound of one push, if that is not a
+    single page."""
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class SimTransfer:
         spec: TransferSpec,
         rng: random.Random,
         *,
+        most_bytes: int,
         find: Callable[[KvCard], Target | None],
         written: Callable[[KvCard, int, int], None],
         wake: Callable[[], None],
@@ -78,6 +81,7 @@ class SimTransfer:
         self._cells = cells
         self._spec = spec
         self._rng = rng
+        self._most_bytes = most_bytes
         self._find = find
         self._written = written
         self._wake = wake
@@ -125,6 +129,11 @@ class SimTransfer:
 
     def _work(self, ticket: Ticket, op: Push) -> _Work:
         pairs = list(zip(op.source, op.target, strict=True))
+        page_bytes = sum(span.size for span in op.spans)
+        if not pairs or not page_bytes or (len(pairs) > 1 and len(pairs) * page_bytes > self._most_bytes):
+            raise Violation(
+                "bounds", f"a push of {len(pairs)} times {page_bytes} bytes, {self._most_bytes} are allowed"
+            )
         size, spec, rng = self._spec.slice_pages, self._spec, self._rng
         slices = [pairs[at : at + size] for at in range(0, len(pairs), size)]
         fail_at = rng.randint(0, len(slices)) if rng.random() < spec.failed else None

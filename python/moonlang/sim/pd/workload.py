@@ -56,7 +56,7 @@ class Fault:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSpec:
     """retries: further attempts for a request that has failed without an answer. cancels: the failure of one half ends
-    the other at once. late_ns: one half of a request may come so much later than the other."""
+    the other at once. late_ns: one half of a request may come so much later than the other, and so may its end."""
 
     retries: int
     cancels: bool
@@ -119,7 +119,7 @@ def draw(seed: int) -> PdCase:
     base = draw_config(rng)
     schema = KvSchema(
         num_layers=rng.choice((1, 2, 4, 5)),
-        num_kv_heads=rng.choice((1, 1, 1, 4)),
+        num_kv_heads=rng.choice((1, 1, 4)),
         head_dim=1,
         page_size=base.page_size,
         dtype="int8",
@@ -153,19 +153,22 @@ def draw(seed: int) -> PdCase:
 
 def _draw_sites(rng: random.Random, base: SchedulerConfig, schema: KvSchema, *, corrupt: bool) -> tuple[Site, ...]:
     """Servers with settings of their own; page size and context are common, and any pool holds the longest sequence."""
-    fallback = rng.random() < 0.5
+    fallback = rng.random() < 0.4
     patience_ns = rng.choice((60_000, 60_000, 3_000)) * NS_PER_MS
+    bounded, most_early = rng.random() < 0.2, rng.choice((4096, 4096, 4096, 4096, 2))
     ranks = {"prefill": 1, "decode": 1}
     if schema.num_kv_heads > 1:
         ranks = {"prefill": rng.choice((1, 2, 4)), "decode": rng.choice((1, 2, 4))}
-    counts: tuple[tuple[Role, int], ...] = (("prefill", rng.choice((1, 1, 2))), ("decode", rng.choice((1, 1, 2))))
+    counts: tuple[tuple[Role, int], ...] = (("prefill", rng.choice((1, 2, 2))), ("decode", rng.choice((1, 1, 2))))
     roles: list[Role] = [role for role, count in counts for _ in range(count)]
     sites: list[Site] = []
     for number, role in enumerate(roles):
         name = f"{role[0]}{number}"
         pages = -(-base.context_length // base.page_size)
+        own = draw_config(rng)
         config = replace(
-            draw_config(rng),
+            own,
+            max_queued=own.max_queued if bounded else None,
             page_size=base.page_size,
             context_length=base.context_length,
             num_pages=2 + int(pages * rng.choice((1.0, 1.1, 1.3, 1.6, 2.0, 4.0, 20.0))),
@@ -176,9 +179,10 @@ def _draw_sites(rng: random.Random, base: SchedulerConfig, schema: KvSchema, *, 
             mode=role,
             card=_card(name, msgspec.structs.replace(schema, fingerprint=fingerprint), ranks[role], config.num_pages),
             patience_ns=patience_ns,
-            most_early=rng.choice((4096, 4096, 4096, 4096, 2)),
+            most_early=most_early,
             push_groups=rng.choice((1, 2, 4)),
             push_least_bytes=rng.choice((0, 0, 100, 1 << 20)),
+            push_span_bytes=rng.choice((1, 1, 1, 64)),
             push_most_bytes=rng.choice((1, 64, 1 << 20)),
             verify=corrupt or rng.random() < 0.8,
             fallback=fallback,

@@ -19,7 +19,7 @@ class Progress(Watch[Stage]):
             if request.deadline_ns is not None and request.deadline_ns <= now_ns:
                 raise Violation(_NAME, f"{request.rid} is {request.state.value} past its deadline")
         stats = scheduler.stats()
-        elsewhere = stats.pairs.num_moving or stats.pairs.quarantined_pages
+        elsewhere = stats.pairs.num_moving or stats.pairs.num_transfers or stats.pairs.quarantined_pages
         if not len(stage.pipeline) and stats.num_running + stats.num_waiting and not elsewhere:
             raise Violation(
                 _NAME, f"nothing is in flight while {stats.num_running} run and {stats.num_waiting} requests wait"

@@ -17,7 +17,9 @@ class Waits(Watch[PdWorld]):
     def on_delta(self, world: PdWorld, delta: TokenDelta) -> None:
         client = world.clients[delta.rid]
         since_ns = max(client.sent_ns, world.calm_ns)
-        if world.case.forgets:
-            return  # an end that is forgotten is only noticed when the patience is at an end
+        case = world.case
+        headless = not case.router.cancels and any(fault.kind == "kill" for fault in case.faults)
+        if case.forgets or headless:
+            return  # only the patience ends a wait for a half that has been forgotten, or died with its server
         if delta.finish is not None and world.now_ns - since_ns > _MOST_NS:
             raise Violation("waits", f"{delta.rid} ends {(world.now_ns - since_ns) / NS_PER_S:.1f} s after all is calm")
