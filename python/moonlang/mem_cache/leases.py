@@ -61,21 +61,20 @@ class Leases:
     def share(self, lease: Lease, tokens: Sequence[int], computed: int, extra_key: str, plan: int | None) -> int:
         """Put the whole pages among the first `computed` tokens into the tree, and lease the tree's pages instead.
 
-        Where another request was faster the tree keeps its pages and this lease gives up its own. Returns the first
-        entry of the page table that changed, len(lease.pages) if none did.
+        Where another request was faster the tree keeps its pages and this lease gives up its own; not while they are
+        lent, then it must be called again later. Returns the first entry of the page table that changed,
+        len(lease.pages) if none did.
         """
         count = computed // self.page_size
         if count <= lease.shared:
+            return len(lease.pages)
+        if lease.lent and self.cache.match_length(tokens, extra_key, computed) > lease.shared * self.page_size:
             return len(lease.pages)
         done = self.cache.insert(tokens[: count * self.page_size], lease.pages[:count], extra_key)
         if len(done.pages) < count:  # the cache does not keep anything
             return len(lease.pages)
         changed = [i for i in range(lease.shared, count) if lease.pages[i] != done.pages[i]]
-        replaced = [lease.pages[i] for i in changed]
-        if lease.lent:
-            lease.spare += replaced
-        else:
-            self._give_back(replaced, plan)
+        self._give_back([lease.pages[i] for i in changed], plan)
         lease.pages[:count] = done.pages
         self.cache.lock(done.ref)
         self.cache.unlock(lease.prefix)
@@ -84,14 +83,9 @@ class Leases:
 
     def close(self, lease: Lease, plan: int | None) -> None:
         """End the lease: its own pages become free, at once or when `plan` has run; the tree keeps what was shared."""
-        self._give_back(lease.pages[lease.shared :] + lease.spare, plan)
+        self._give_back(lease.pages[lease.shared :], plan)
         self.cache.unlock(lease.prefix)
-        lease.pages, lease.shared, lease.spare = [], 0, []
-
-    def settle(self, lease: Lease, plan: int | None) -> None:
-        """No transfer reads the lease's pages any more."""
-        self._give_back(lease.spare, plan)
-        lease.lent, lease.spare = False, []
+        lease.pages, lease.shared = [], 0
 
     def quarantine(self, lease: Lease) -> list[int]:
         """End a lease whose own pages a peer may still write to: they belong to nobody until `acquit`."""
@@ -109,7 +103,7 @@ class Leases:
         """BugError unless pool, tree and the open leases agree: O(everything)."""
         self.pool.check()
         self.cache.check()
-        own = [page for lease in open_leases for page in lease.pages[lease.shared :] + lease.spare]
+        own = [page for lease in open_leases for page in lease.pages[lease.shared :]]
         if len(set(own)) != len(own) or len(own) != self.pool.count(Owner.LEASED):
             raise BugError(f"{len(own)} pages are in leases, {self.pool.count(Owner.LEASED)} are leased.")
         held = self.pool.capacity - self.available_pages - self.pool.count(Owner.QUARANTINED)

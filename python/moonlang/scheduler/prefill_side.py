@@ -162,9 +162,6 @@ class PrefillSide:
         self._now_ns = now_ns
         room, pushed = self._pushes.done(number)
         self._bytes += completion.bytes
-        lease = room.lease or room.request.lease
-        if lease is not None and not room.pushes:
-            self._roster.memory.settle(lease, self._roster.touching(room.request))
         if room.final is not None:
             self._settle(room)
             return []
@@ -329,7 +326,10 @@ class PrefillSide:
         if room.pushes or room.final is None:
             return
         if room.lease is not None:
-            self._roster.memory.close(room.lease, self._roster.touching(room.request))
+            request, memory, touching = room.request, self._roster.memory, self._roster.touching(room.request)
+            if room.outcome is not None:
+                memory.share(room.lease, request.prompt, request.prompt_len, request.extra_key, touching)
+            memory.close(room.lease, touching)
             room.lease = None
         if room.released:
             self._send(room, Drained(room.number, room.serial))

@@ -114,7 +114,11 @@ class Pushes:
     def done(self, number: int) -> tuple[Room, Pushed]:
         """Operation `number` has ended."""
         room = self._room_of.pop(number)
-        return room, room.pushes.pop(number)
+        pushed = room.pushes.pop(number)
+        lease = room.lease or room.request.lease
+        if lease is not None:
+            lease.lent = bool(room.pushes)
+        return room, pushed
 
     def _push(self, room: Room, first: int, end: int, layer: int, end_layer: int) -> None:
         """Submit pages [first, end) of the prompt, layers [layer, end_layer): an operation for each route and for each

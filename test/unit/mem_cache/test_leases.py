@@ -23,25 +23,31 @@ def lease(leases: Leases, tokens: list[int]) -> Lease:
 TOKENS = list(range(12))
 
 
-@pytest.mark.parametrize("settled", [False, True])
-def test_a_lent_page_that_leaves_the_page_table_stays_until_no_transfer_reads_it(settled: bool) -> None:
-    for lent in (False, True):
-        leases = memory()
-        first, second = lease(leases, TOKENS), lease(leases, TOKENS)
-        second.lent = lent
-        mine = list(second.pages)
-        leases.share(first, TOKENS, 8, "", None)
-        assert leases.share(second, TOKENS, 8, "", None) == 0
-        assert second.spare == (mine[:2] if lent else [])
-        assert leases.pool.free == 9 - 6 + (0 if lent else 2)
-        leases.check([first, second], idle=False)
-        if settled:
-            leases.settle(second, None)
-            assert leases.pool.free == 9 - 6 + 2
-        leases.close(second, None)
-        leases.check([first], idle=False)
-        leases.close(first, None)
-        leases.check([], idle=True)
+def test_a_lent_page_is_not_exchanged_for_the_trees() -> None:
+    leases = memory()
+    first, second = lease(leases, TOKENS), lease(leases, TOKENS)
+    mine, second.lent = list(second.pages), True
+    leases.share(first, TOKENS, 8, "", None)
+    assert leases.share(second, TOKENS, 8, "", None) == 3
+    assert (second.pages, second.shared) == (mine, 0)
+    leases.check([first, second], idle=False)
+    second.lent = False
+    assert leases.share(second, TOKENS, 12, "", None) == 0
+    assert second.pages == [*first.pages[:2], mine[2]]
+    assert leases.pool.free == 9 - 6 + 2
+    for each in (first, second):
+        leases.close(each, None)
+    leases.check([], idle=True)
+
+
+def test_a_lent_page_that_nobody_else_has_goes_into_the_tree() -> None:
+    leases = memory()
+    only = lease(leases, TOKENS)
+    mine, only.lent = list(only.pages), True
+    assert leases.share(only, TOKENS, 12, "", None) == 3
+    assert (only.pages, only.shared) == (mine, 3)
+    leases.close(only, None)
+    leases.check([], idle=True)
 
 
 def test_quarantined_pages_belong_to_nobody_until_they_are_acquitted() -> None:

@@ -198,8 +198,9 @@ def test_a_page_that_is_being_sent_stays_when_another_request_was_faster_to_cach
         pair.carry(pair.decode)
     prefill.run_plan()
     prefill.run_plan()  # both have computed the same pages; the layers of each are being sent from where they are
-    spare = [page for lease in prefill.scheduler.peers.leases for page in lease.spare]
-    assert len(spare) == 2
+    first, second = prefill.scheduler.peers.leases
+    assert (first.shared, second.shared) == (2, 0)
+    assert not set(first.pages) & set(second.pages)
     prefill.add("c", prompt(9, start=50), None, 1)
     assert not prefill.plans  # there is no memory but that of the pushes
     pair.run()
