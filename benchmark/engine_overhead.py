@@ -35,13 +35,13 @@ def measure(name: str, commands: dict[str, str], rounds: int, folder: Path) -> d
     model = checkpoints.make(shape, folder)
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in commands}
     with ExitStack() as stack:
-        ports = {
+        servers = {
             engine: stack.enter_context(engines.serving(command, model, folder / f"{name}-{engine}.log"))
             for engine, command in commands.items()
         }
         for number in range(rounds + 1):
-            for engine, port in ports.items():
-                figures = load.run("127.0.0.1", port, "bench", dataclasses.replace(work, seed=number))
+            for engine, server in servers.items():
+                figures = load.run("127.0.0.1", server.port, "bench", dataclasses.replace(work, seed=number))
                 if number:
                     found[engine].append(dataclasses.asdict(figures))
     return found
