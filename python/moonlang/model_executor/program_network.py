@@ -27,6 +27,9 @@ class ProgramHidden:
     def logits(self, begin: int, end: int) -> torch.Tensor:
         return torch.from_numpy(self._program.logits(begin, end))
 
+    def best(self, begin: int, end: int) -> tuple[list[int], list[int]]:
+        return self._program.best(begin, end)
+
 
 class ProgramNetwork:
     """See plan_runner.Network."""

@@ -1,6 +1,6 @@
 """From the logits of a step to one token per sampling row, with the state that lives in the slots.
 
-Rows are grouped by what they need: a batch of plain greedy rows costs one argmax.
+Rows are grouped by what they need. A batch of plain greedy rows never comes here with its logits: see `greedy`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ class Sampled:
         return not (self.output or self.ended or self.errors)
 
 
+def greedy(table: SlotTable, slots: Ints, tokens: list[int], broken: list[int]) -> Sampled:
+    """Rows that need nothing but the most probable token. broken: the rows whose logits are no finite numbers."""
+    table.last_token[slots] = tokens
+    return Sampled(tokens, errors=dict.fromkeys(broken, NOT_FINITE))
+
+
 def sample(table: SlotTable, chooser: Chooser, slots: Ints, positions: Ints, logits: torch.Tensor) -> Sampled:
     """Draw the token at `positions` [N] of the sequences in `slots` [N] from logits [N, V], which are overwritten."""
     needs = table.needs[slots]
     union = int(np.bitwise_or.reduce(needs))
-    if union == Needs.NOTHING and logits.device.type != "cpu":
-        return _argmax_on_device(table, slots, logits)
     values: Floats = logits.cpu().numpy()
     if union & Needs.ADJUST:
         for row in np.flatnonzero(needs & Needs.ADJUST).tolist():
@@ -59,14 +63,6 @@ def sample(table: SlotTable, chooser: Chooser, slots: Ints, positions: Ints, log
     if union & (Needs.ADJUST | Needs.GRAMMAR):
         _accept(table, slots, done)
     return done
-
-
-def _argmax_on_device(table: SlotTable, slots: Ints, logits: torch.Tensor) -> Sampled:
-    """The short path of an accelerator: only the winners travel."""
-    best, index = logits.max(dim=-1)
-    tokens, peaks = index.cpu().numpy(), best.cpu().numpy()
-    table.last_token[slots] = tokens
-    return Sampled(tokens.tolist(), errors=dict.fromkeys(np.flatnonzero(~np.isfinite(peaks)).tolist(), NOT_FINITE))
 
 
 def _mask(table: SlotTable, chooser: Chooser, slots: Ints, values: Floats) -> None:

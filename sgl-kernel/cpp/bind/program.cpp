@@ -3,7 +3,9 @@
 
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 
@@ -179,6 +181,12 @@ class Writer {
     return program_.logits(begin, end);
   }
 
+  std::pair<std::vector<int64_t>, std::vector<int64_t>> best(int64_t begin, int64_t end) {
+    const nb::gil_scoped_release free;
+    ml::Program::Best found = program_.best(begin, end);
+    return {std::move(found.tokens), std::move(found.broken)};
+  }
+
   ml::Program& program() { return program_; }
 
  private:
@@ -245,6 +253,7 @@ ML_BIND(program) {
             return nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, 2, shape, self);
           },
           "begin"_a, "end"_a)
+      .def("best", &Writer::best, "begin"_a, "end"_a)
       .def_prop_ro_static("isa", [](nb::handle) { return std::string(ml::isa_name(ml::isa())); })
       .def_prop_rw(
           "measured", [](Writer& writer) { return writer.program().measured(); },

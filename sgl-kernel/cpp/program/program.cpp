@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <stdexcept>
+
+#include "ops/sampling.h"
 
 namespace ml {
 
@@ -40,6 +43,18 @@ float* Program::logits(int64_t begin, int64_t end) {
   const char* hidden = static_cast<const char*>(step_.at(hidden_buffer_)) + begin * hidden_row_bytes_;
   if (end > begin) timed("head", [&] { head_->run(hidden, end - begin, out); });
   return out;
+}
+
+Program::Best Program::best(int64_t begin, int64_t end) {
+  const float* const values = logits(begin, end);
+  Best found;
+  found.tokens.resize(size_t(end - begin));
+  std::vector<float> peaks(size_t(end - begin));
+  timed("argmax", [&] { argmax(values, end - begin, vocabulary(), found.tokens.data(), peaks.data()); });
+  for (size_t i = 0; i < peaks.size(); ++i) {
+    if (!std::isfinite(peaks[i])) found.broken.push_back(int64_t(i));
+  }
+  return found;
 }
 
 std::map<std::string, int64_t> Program::times() {
