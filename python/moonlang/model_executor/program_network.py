@@ -15,6 +15,7 @@ from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints
 from moonlang.model_executor.threads import kernel_threads
 from moonlang.model_loader import open_model
+from moonlang.model_loader.packed import packed_weights
 from moonlang.models.spec import ModelSpec
 
 
@@ -61,9 +62,13 @@ class LoadedProgram:
 
 
 def load(config: ModelConfig, spec: ModelSpec, load_format: str) -> LoadedProgram:
-    """Pack the weights and write the program. NotLowerableError when the model has a part without a kernel."""
+    """Pack the weights, or find them packed, and write the program.
+
+    NotLowerableError when the model has a part without a kernel.
+    """
     model, parts = open_model(config, spec, load_format)
-    build = Builder(config.dtype, parts)
-    model.lower(build)
+    with packed_weights(config, load_format) as packed:
+        build = Builder(config.dtype, parts, packed)
+        model.lower(build)
     program = build.finish(heads=config.num_heads, kv_heads=config.num_kv_heads, head_dim=config.head_dim)
     return LoadedProgram(program, build.weight_bytes)

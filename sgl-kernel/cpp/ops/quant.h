@@ -74,6 +74,13 @@ struct QuantForm {
 /// of 4.
 const char* why_not_packable(const QuantForm& form, int64_t k, bool zeros);
 
+/// Shape, layout and sizes without memory. order: k elements or null. Throws std::invalid_argument for what
+/// why_not_packable names.
+PackedWeight quantized_shape(const QuantForm& form, int64_t n, int64_t k, bool zeros, const int32_t* order, bool gated);
+
+/// The form that w was packed in; groups of more than a segment have become segments.
+QuantForm quant_form(const PackedWeight& w);
+
 /// Packs in parallel. order: k elements or null. Throws std::invalid_argument for what why_not_packable names.
 PackedWeight pack_quantized(const QuantForm& form, const std::vector<QuantRows>& sources, int64_t k,
                             const int32_t* order, bool gated, Arena& arena);
