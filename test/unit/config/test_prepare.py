@@ -32,6 +32,6 @@ CONFIG = {
 )
 def test_float16_checkpoints_run_in_bfloat16_on_a_cpu(tmp_path, device, wish, dtype):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    prepared = prepare(ServerArgs(model_path=str(tmp_path), device=device, dtype=wish))
+    prepared = prepare(ServerArgs(model_path=str(tmp_path), device=device, dtype=wish, load_format="dummy"))
     assert (prepared.args.dtype, prepared.model.dtype) == (dtype, dtype)
     assert ("CPUs have no arithmetic" in prepared.reasons.get("dtype", "")) == (dtype == "bfloat16")
