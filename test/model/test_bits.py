@@ -44,7 +44,9 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         max_running_requests=40,
         attention_backend="cpu",
     )
-    return ModelRunner(read_config(folder, dtype), args)
+    found = ModelRunner(read_config(folder, dtype), args)
+    assert found.computed_by.startswith("CPU kernels")
+    return found
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

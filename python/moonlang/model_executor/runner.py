@@ -28,7 +28,7 @@ class ModelRunner:
     """One model on one device.
 
     schema: layout of a page; num_pages: size of the pool, `pool_reason` says why; max_slots: rows a plan may name;
-    region: the pool as other engines see it.
+    region: the pool as other engines see it; computed_by: which kernels compute the model.
     """
 
     def __init__(self, config: ModelConfig, args: ServerArgs, grammars: GrammarEngine | None = None) -> None:
@@ -57,6 +57,7 @@ class ModelRunner:
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
         network = loaded.connect(pool)
+        self.computed_by = loaded.how
         self._runner = PlanRunner(
             network,
             table,
