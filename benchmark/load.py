@@ -55,6 +55,7 @@ class Figures:
     ttft_p99_ms: float | None = None
     tpot_p50_ms: float | None = None
     latency_p50_ms: float
+    token_p50_ms: float  # the latency shared out over the tokens of the answer
 
 
 async def _request(host: str, port: int, body: bytes) -> Record:
@@ -136,5 +137,6 @@ def run(host: str, port: int, model: str, load: Load, timeout_s: float = 300) ->
         tokens_per_s=sum(record.tokens for record in records) / elapsed,
         requests_per_s=len(records) / elapsed,
         latency_p50_ms=1e3 * statistics.median(latencies),
+        token_p50_ms=1e3 * statistics.median(latencies) / load.output_len,
         **streamed,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from load import Load
 
-LESS_IS_BETTER = ("ttft_p50_ms", "tpot_p50_ms", "start_s", "beyond_mb")
+LESS_IS_BETTER = ("ttft_p50_ms", "tpot_p50_ms", "token_p50_ms", "start_s", "beyond_mb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ CASES: dict[str, Case] = {
     "T1": Case(
         "T",
         Load(requests=4, concurrency=1, input_len=32, output_len=128),
-        {"tpot_p50_ms": Demand(at_most=0.5)},
+        {"token_p50_ms": Demand(at_most=0.5)},
     ),
 }
 # Of a variant against MoonLang without its option.
