@@ -71,7 +71,7 @@ class Server:
 
 
 @contextmanager
-def serving(command: str, model: Path, log: Path, timeout_s: float = 300) -> Iterator[Server]:
+def serving(command: str, model: Path, log: Path, timeout_s: float = 420) -> Iterator[Server]:
     """Run `command` with {model} and {port} filled in; yields once /health answers, ends the process after.
 
     RuntimeError when the server ends or is not healthy in time, OSError when there is no such command.
