@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -115,10 +116,12 @@ class Group:
         for _ in range(STARTS - 1 if engine.name == OURS else 0):
             with engines.serving(command, self._model, log) as server:
                 engine.start_s.append(server.start_s)
-        server = self._stack.enter_context(engines.serving(command, self._model, log))
-        engine.start_s.append(server.start_s)
-        for work in WARM_UP:
-            run("127.0.0.1", server.port, "bench", work)
+        with ExitStack() as starting:  # ends a server that does not get through the warm-up
+            server = starting.enter_context(engines.serving(command, self._model, log))
+            engine.start_s.append(server.start_s)
+            for work in WARM_UP:
+                run("127.0.0.1", server.port, "bench", work)
+            self._stack.push(starting.pop_all())
         cached = sum(work.requests * (work.input_len + work.output_len) for work in WARM_UP)
         expected = checkpoints.weight_bytes(self._model) + cached * checkpoints.kv_bytes(self.shape)
         engine.beyond_mb = server.memory_mb() - expected / 1e6
@@ -175,6 +178,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds: no stopped server stays behind
     args.models.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"cpu-{datetime.now(UTC):%Y-%m-%dT%H%M}.json"
