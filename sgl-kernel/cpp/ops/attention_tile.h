@@ -37,25 +37,29 @@ ML_INLINE f32v exp2(f32v x) {
 #endif
 }
 
-/// sums[r][c] = chain over the steps of a[r][step] times lanes c of b[step]. b: [steps, kPanel].
+/// sums[r][c] += steps first, first + stride ... of a[r][step] times lanes c of b[step]. b: [steps, kPanel].
 template <class A, int R, int C>
-ML_INLINE void multiply(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int steps,
-                        f32v (&sums)[R][C]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) sums[r][c] = f32v::zero();
-  }
-  for (int s = 0; s < steps; ++s, b += kPanel) {
+ML_INLINE void multiply(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int first, int stride,
+                        int steps, f32v (&sums)[R][C]) {
+  for (int s = first; s < steps; s += stride) {
     typename A::Wide lanes[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) lanes[c] = A::load(b + c * kLanes);
+    for (int c = 0; c < C; ++c) lanes[c] = A::load(b + int64_t{s} * kPanel + c * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const auto x = A::broadcast(a[r * lda + s]);
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) sums[r][c] = A::step(sums[r][c], x, lanes[c]);
     }
+  }
+}
+
+template <int R, int C>
+ML_INLINE void clear(f32v (&sums)[R][C]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) sums[r][c] = f32v::zero();
   }
 }
 
@@ -95,23 +99,46 @@ struct RowRange {
   int32_t low, high;  // keys [low, high) of the block are visible
 };
 
+/// sums[r][c] = the chains of a row of a and lanes c of b, added up.
+template <class A, int R, int C>
+ML_INLINE void multiply_chains(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int steps,
+                               f32v (&sums)[R][C]) {
+  clear(sums);
+  multiply<A, R, C>(a, lda, b, 0, A::kChains, steps, sums);
+  for (int chain = 1; chain < A::kChains; ++chain) {
+    f32v more[R][C];
+    clear(more);
+    multiply<A, R, C>(a, lda, b, chain, A::kChains, steps, more);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sums[r][c] += more[r][c];
+    }
+  }
+}
+
 /// Scores of keys [begin, end) of the block (multiples of kHalf), R rows of kBlockTokens floats.
 template <class A, int R>
 ML_INLINE void tile_scores(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps, int begin,
                            int end, float* scores) {
-  const auto columns = [&](auto& sums, int at) {
-    constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
-    multiply<A, R, C>(q, ldq, keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel, steps, sums);
-    put_values<R, C>(sums, nullptr, scores + at, kBlockTokens);
-    return at + C * kLanes;
-  };
-  for (int at = begin; at < end;) {
-    if (at % kPanel == 0 && end - at >= kPanel) {
-      f32v sums[R][kTileCols];
-      at = columns(sums, at);
-    } else {
-      f32v sums[R][2];
-      at = columns(sums, at);
+  if constexpr (A::kChains > 1 && R > kTileRows / 2) {  // a chain and its sum need twice the registers
+    tile_scores<A, R / 2>(q, ldq, keys, steps, begin, end, scores);
+    tile_scores<A, R - R / 2>(q + R / 2 * ldq, ldq, keys, steps, begin, end, scores + R / 2 * kBlockTokens);
+  } else {
+    const auto columns = [&](auto& sums, int at) {
+      constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
+      multiply_chains<A, R, C>(q, ldq, keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel, steps, sums);
+      put_values<R, C>(sums, nullptr, scores + at, kBlockTokens);
+      return at + C * kLanes;
+    };
+    for (int at = begin; at < end;) {
+      if (at % kPanel == 0 && end - at >= kPanel) {
+        f32v sums[R][kTileCols];
+        at = columns(sums, at);
+      } else {
+        f32v sums[R][2];
+        at = columns(sums, at);
+      }
     }
   }
 }
@@ -167,7 +194,8 @@ ML_INLINE void tile_values(const typename A::Unit* weights, const typename A::Un
   const auto columns = [&](auto& sums, int at) {
     constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
     const typename A::Unit* panel = values + (int64_t{at / kPanel} * kSteps + first) * kPanel + at % kPanel;
-    multiply<A, R, C>(weights + first, kSteps, panel, steps, sums);
+    clear(sums);
+    multiply<A, R, C>(weights + first, kSteps, panel, 0, 1, steps, sums);
     put_values<R, C>(sums, merge, out + at, ldo);
     return at + C * kLanes;
   };
