@@ -25,7 +25,7 @@ def test_every_automatic_value_has_a_reason():
     ]
     assert sorted(changed) == sorted(reasons)
     assert all(reasons.values())
-    assert (args.page_size, args.chunked_prefill_size, args.device) == (16, 2048, "cpu")
+    assert (args.page_size, args.chunked_prefill_size, args.device) == (16, 1024, "cpu")
     assert (args.attention_backend, args.sampling_backend, args.grammar_backend) == (
         "torch_native",
         "pytorch",
