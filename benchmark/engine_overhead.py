@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import engines
 import load
+import random_checkpoints
 
 HERE = Path(__file__).parent
 CASES: dict[str, tuple[str, load.Load]] = {
@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, load.Load]] = {
 def measure(name: str, commands: dict[str, str], rounds: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """All engines on one case: one warm-up round each, then `rounds` interleaved rounds with fresh prompts."""
     shape, work = CASES[name]
-    model = checkpoints.make(shape, folder)
+    model = random_checkpoints.make(shape, folder)
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in commands}
     with ExitStack() as stack:
         servers = {

@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import engines
+import random_checkpoints
 from cpu.cases import CASES, WARM_UP
 from cpu.noise import Neighbours
 from cpu.table import OURS, rows, shown
@@ -70,7 +70,7 @@ class Group:
         self.engines = {name: Engine(name) for name in commands}
         self._commands = commands
         self._folder = folder
-        self._model = checkpoints.make(shape, folder)
+        self._model = random_checkpoints.make(shape, folder)
         self._servers: dict[str, engines.Server] = {}
         self._stack = ExitStack()
 
@@ -123,7 +123,7 @@ class Group:
                 run("127.0.0.1", server.port, "bench", work)
             self._stack.push(starting.pop_all())
         cached = sum(work.requests * (work.input_len + work.output_len) for work in WARM_UP)
-        expected = checkpoints.weight_bytes(self._model) + cached * checkpoints.kv_bytes(self.shape)
+        expected = random_checkpoints.weight_bytes(self._model) + cached * random_checkpoints.kv_bytes(self.shape)
         engine.beyond_mb = server.memory_mb() - expected / 1e6
         self._servers[engine.name] = server
         self._rest(engine, server)
