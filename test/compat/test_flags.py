@@ -27,12 +27,16 @@ READ_BY_CONFIG = {
     "revision",
     "download_dir",
     "json_model_override_args",
-    "kv_cache_dtype",
     "sampling_backend",
     "messaging_backend",
 }
 # Choices that SGLang does not have.
-OWN_CHOICES = {"--model-impl": {"moonlang"}, "--quantization": {"int8", "int4"}, "--attention-backend": {"cpu"}}
+OWN_CHOICES = {
+    "--model-impl": {"moonlang"},
+    "--quantization": {"int8", "int4"},
+    "--attention-backend": {"cpu"},
+    "--kv-cache-dtype": {"int8"},
+}
 
 
 def by_name(rows):

@@ -21,7 +21,7 @@ QUANTIZATIONS = (
 )
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MODEL_IMPLS = ("auto", "moonlang", "sglang", "transformers")
-KV_DTYPES = ("auto", "bf16", "bfloat16")
+KV_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8")
 POLICIES = ("lpm", "random", "fcfs", "dfs-weight", "lof", "priority")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 

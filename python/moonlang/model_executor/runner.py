@@ -40,7 +40,8 @@ class ModelRunner:
         free = sizing.free_bytes(self.device)
         spec = models.spec_for(config, args.model_impl)
         loaded = networks.load(config, spec, args, self.device)
-        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, fingerprint(config, args.load_format))
+        weights = fingerprint(config, args.load_format)
+        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights, args.kv_cache_dtype)
         usable_pages, self.pool_reason = sizing.pool_pages(
             self.schema,
             free=free,

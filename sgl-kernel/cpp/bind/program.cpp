@@ -12,6 +12,7 @@
 #include "bind/arrays.h"
 #include "bind/module.h"
 #include "base/cpu.h"
+#include "bind/kv_view.h"
 #include "program/ops.h"
 
 namespace nb = nanobind;
@@ -163,7 +164,7 @@ class Writer {
     pool.pages = pages;
     pool.layers = layers;
     pool.page_tokens = page_tokens;
-    pool.type = dtype_named(type);
+    pool.type = ml::bind::pool_dtype_named(type);
     program_.set_pool(pool);
   }
 
