@@ -117,28 +117,33 @@ ML_INLINE void multiply_chains(const typename A::Unit* a, int64_t lda, const typ
   }
 }
 
+/// Scores of C vectors of keys. A chain and its sum need twice the registers: the rows are halved then, and the keys
+/// found in the first-level cache by the second half.
+template <class A, int R, int C>
+ML_INLINE void tile_columns(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps,
+                            float* scores) {
+  if constexpr (A::kChains > 1 && R > kTileRows / 2) {
+    tile_columns<A, R / 2, C>(q, ldq, keys, steps, scores);
+    tile_columns<A, R - R / 2, C>(q + R / 2 * ldq, ldq, keys, steps, scores + R / 2 * kBlockTokens);
+  } else {
+    f32v sums[R][C];
+    multiply_chains<A, R, C>(q, ldq, keys, steps, sums);
+    put_values<R, C>(sums, nullptr, scores, kBlockTokens);
+  }
+}
+
 /// Scores of keys [begin, end) of the block (multiples of kHalf), R rows of kBlockTokens floats.
 template <class A, int R>
 ML_INLINE void tile_scores(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps, int begin,
                            int end, float* scores) {
-  if constexpr (A::kChains > 1 && R > kTileRows / 2) {  // a chain and its sum need twice the registers
-    tile_scores<A, R / 2>(q, ldq, keys, steps, begin, end, scores);
-    tile_scores<A, R - R / 2>(q + R / 2 * ldq, ldq, keys, steps, begin, end, scores + R / 2 * kBlockTokens);
-  } else {
-    const auto columns = [&](auto& sums, int at) {
-      constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
-      multiply_chains<A, R, C>(q, ldq, keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel, steps, sums);
-      put_values<R, C>(sums, nullptr, scores + at, kBlockTokens);
-      return at + C * kLanes;
-    };
-    for (int at = begin; at < end;) {
-      if (at % kPanel == 0 && end - at >= kPanel) {
-        f32v sums[R][kTileCols];
-        at = columns(sums, at);
-      } else {
-        f32v sums[R][2];
-        at = columns(sums, at);
-      }
+  for (int at = begin; at < end;) {
+    const typename A::Unit* from = keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel;
+    if (at % kPanel == 0 && end - at >= kPanel) {
+      tile_columns<A, R, kTileCols>(q, ldq, from, steps, scores + at);
+      at += kPanel;
+    } else {
+      tile_columns<A, R, 2>(q, ldq, from, steps, scores + at);
+      at += kHalf;
     }
   }
 }
