@@ -176,6 +176,10 @@ struct DotArith {
   }
 
   static ML_INLINE void pack_weights(const f32v (&p)[kPair], Unit* out) { store(out, join(p[0], p[1])); }
+  /// Half as many.
+  static ML_INLINE void pack_weights(f32v p, Unit* out) {
+    _mm256_storeu_si256((__m256i*)out, (__m256i)_mm512_cvtneps_pbh(p.v));
+  }
 
  private:
   static ML_INLINE __m256i row_bytes(const void* row, int left) {

@@ -27,14 +27,14 @@ struct FewMemory {
   int64_t bytes = 0;
   int64_t units, dims;
   uint32_t *queries, *weights;
-  float *scores, *sums, *outputs, *key_scale, *value_scale;
+  float *scores, *sums, *outputs, *key_scale, *value_scale;  // value_scale: of the span at hand
   RowState *states, *found;
   const char** keys;  // [kBlockTokens] of head 0; null: nobody looks there
   char* copies;       // [span] rows
 
   static int64_t row_bytes(const AttendCall& call) {
     const int64_t longer = call.kv.value_dim > call.kv.key_dim ? call.kv.value_dim : call.kv.key_dim;
-    return round_up(longer * bytes_of(call.kv.type), 64);
+    return round_up(longer * bytes_of(call.kv.type) + int64_t{sizeof(float)}, 64);
   }
 
   FewMemory(const AttendCall& call, int heads, int64_t rows_per_head, char* base) {
@@ -47,7 +47,7 @@ struct FewMemory {
     take(base, sums, rows * dims);
     take(base, outputs, rows * dims);
     take(base, key_scale, int64_t{heads} * kBlockTokens);
-    take(base, value_scale, int64_t{heads} * kBlockTokens);
+    take(base, value_scale, kBlockTokens);
     take(base, states, rows);
     take(base, found, rows);
     take(base, keys, kBlockTokens);
@@ -143,21 +143,6 @@ class FewRun {
         memory_.keys[key] = from + offset * kv_.token_stride;
       }
     }
-    if (kv_.inline_scales) read_scales();
-  }
-
-  void read_scales() {
-    const int64_t size = bytes_of(kv_.type), to_values = kv_.value_offset - kv_.key_offset;
-    for (int h = 0; h < heads_; ++h) {
-      const int64_t offset = (head_ + h) * kv_.head_stride;
-      for (int key = begin_; key < end_; ++key) {
-        float *k = memory_.key_scale + h * kBlockTokens + key, *v = memory_.value_scale + h * kBlockTokens + key;
-        *k = *v = 0.0f;
-        if (memory_.keys[key] == nullptr) continue;
-        __builtin_memcpy(k, memory_.keys[key] + offset + kv_.key_dim * size, sizeof(float));
-        __builtin_memcpy(v, memory_.keys[key] + offset + to_values + kv_.value_dim * size, sizeof(float));
-      }
-    }
   }
 
   int span_end(int key) const {
@@ -201,7 +186,8 @@ class FewRun {
   /// Rows of one head side by side. Zeros for those that nobody sees: there may be anything, and 0 times NaN is NaN.
   const char* copy(Side side, int h, int key, int end) const {
     const int64_t stride = FewMemory::row_bytes(call_);
-    const int64_t size = bytes_of(kv_.type) * (side == Side::keys ? kv_.key_dim : kv_.value_dim);
+    const int64_t size = bytes_of(kv_.type) * (side == Side::keys ? kv_.key_dim : kv_.value_dim) +
+                         (kv_.inline_scales ? int64_t{sizeof(float)} : 0);
     for (int i = key; i < end; ++i) {
       char* to = memory_.copies + (i - key) * stride;
       if (memory_.keys[i] == nullptr) {
@@ -234,6 +220,7 @@ class FewRun {
   }
 
   void visit(Side side, int h, int key, RowList& list) const {
+    if (kv_.inline_scales) scale(side, h, key, list);
     for (int row = 0; row < rows_; row += kMostTogether) {
       const int64_t place = h * rows_ + row;
       const Direct& direct = direct_[(rows_ - row < kMostTogether ? rows_ - row : kMostTogether) - 1];
@@ -248,17 +235,33 @@ class FewRun {
     }
   }
 
+  /// Reads the scales behind the rows of a span, now that these are on their way, and scales the weights of values.
+  void scale(Side side, int h, int key, const RowList& list) const {
+    float* scales = side == Side::keys ? memory_.key_scale + h * kBlockTokens + key : memory_.value_scale;
+    const char* from = list.first + list.dim * bytes_of(kv_.type);
+    for (int i = 0; i < list.count; ++i) __builtin_memcpy(scales + i, from + i * list.stride, sizeof(float));
+    if (side == Side::keys) return;
+    for (int row = 0; row < rows_; ++row) {
+      const int64_t place = int64_t{h * rows_ + row} * kBlockTokens + key;
+      for (int i = 0; i < list.count; i += kLanes) {
+        const f32v weights = f32v::load(memory_.scores + place + i) * f32v::load(scales + i);
+        DotArith::pack_weights(weights, memory_.weights + (place + i) / 2);
+      }
+    }
+  }
+
   void soften_rows(int block) {
     for (int h = 0; h < heads_; ++h) {
-      const ScoreRule rule =
-          rule_of(call_, head_ + h, memory_.key_scale + h * kBlockTokens, memory_.value_scale + h * kBlockTokens);
+      const ScoreRule rule = rule_of(call_, head_ + h, memory_.key_scale + h * kBlockTokens, nullptr);
       for (int row = 0; row < rows_; ++row) {
         const int64_t place = h * rows_ + row;
         RowRange range = range_in(call_, position(row), block);
         if (range.low >= range.high) range = {end_, end_};  // another row sees the block
-        memory_.found[place].top =
-            soften<DotArith>(rule, range, begin_, end_, memory_.scores + place * kBlockTokens,
-                             memory_.weights + place * kBlockTokens / 2, &memory_.found[place].sum);
+        float* scores = memory_.scores + place * kBlockTokens;
+        uint32_t* weights = memory_.weights + place * kBlockTokens / 2;
+        RowState& found = memory_.found[place];
+        found.top = kv_.inline_scales ? soften<DotArith, false>(rule, range, begin_, end_, scores, weights, &found.sum)
+                                      : soften<DotArith>(rule, range, begin_, end_, scores, weights, &found.sum);
       }
     }
   }

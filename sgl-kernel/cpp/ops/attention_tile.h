@@ -162,8 +162,9 @@ ML_INLINE void shape_scores(const ScoreRule& rule, int begin, int end, float* sc
 }
 
 /// Scores of keys [begin, end) -> weights 2^(scale * score - top) of the visible ones, 0 for the others, as operands of
-/// the product with the values. Returns top, and the sum of the weights in *total.
-template <class A>
+/// the product with the values; not `pack`: the weights take the places of the scores, without value_scale. Returns
+/// top, and the sum of the weights in *total.
+template <class A, bool pack = true>
 ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end, float* scores,
                        typename A::Unit* weights, float* total) {
   shape_scores(rule, begin, end, scores);
@@ -181,9 +182,13 @@ ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end
     for (int i = 0; i < A::kPair; ++i) {
       p[i] = exp2((f32v::load(scores + j + i * kLanes) - shift) * scale);
       sum_of += p[i];
-      if (rule.value_scale != nullptr) p[i] *= f32v::load(rule.value_scale + j + i * kLanes);
+      if constexpr (!pack) {
+        p[i].store(scores + j + i * kLanes);
+      } else if (rule.value_scale != nullptr) {
+        p[i] *= f32v::load(rule.value_scale + j + i * kLanes);
+      }
     }
-    A::pack_weights(p, weights + j / A::kPair);
+    if constexpr (pack) A::pack_weights(p, weights + j / A::kPair);
   }
   *total = sum(sum_of);
   return largest * rule.scale;
