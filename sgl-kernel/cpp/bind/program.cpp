@@ -149,7 +149,7 @@ class Writer {
     if (values_[size_t(x)].kept || !values_[size_t(out)].kept) refuse("select: from all tokens to the kept ones");
     const int64_t width = columns(x);
     define(out, width);
-    program_.add(std::make_unique<ml::SelectOp>(x, out, width * ml::bytes_of(dtype())));
+    program_.add(std::make_unique<ml::SelectOp>(x, out, width));
   }
 
   void head(int hidden, const ml::PackedWeight& weight, float softcap) {

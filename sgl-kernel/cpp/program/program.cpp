@@ -10,7 +10,7 @@
 namespace ml {
 
 int Program::buffer(int64_t columns, bool kept) {
-  buffers_.push_back({columns * bytes_of(shape().dtype), kept});
+  buffers_.push_back({columns * bytes_of(shape().dtype) + kStrideMore, kept});  // narrower values may be strided
   return int(buffers_.size()) - 1;
 }
 
@@ -23,7 +23,7 @@ int Program::plan_for(int32_t window) {
 
 void Program::set_head(int hidden_buffer, int64_t columns, std::unique_ptr<Head> head) {
   hidden_buffer_ = hidden_buffer;
-  hidden_row_bytes_ = columns * bytes_of(shape().dtype);
+  hidden_row_bytes_ = stride_of(columns, shape().dtype) * bytes_of(shape().dtype);
   head_ = std::move(head);
 }
 
