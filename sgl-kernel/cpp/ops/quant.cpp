@@ -58,7 +58,8 @@ void pack_codes(WeightKind kind, const int8_t* codes, int64_t count, int64_t c, 
       *byte = char(*byte | (codes[k] + 8) << (4 * (c / 16)));
     }
   } else if (kind == WeightKind::fp8) {
-    for (int64_t k = 0; k < count; ++k) out[k / 2 * 2 * kPanel + 2 * c + k % 2] = char(codes[k]);
+    const int64_t place = c % 16 / 4 * 8 + c % 4 + c / 16 * 4;
+    for (int64_t k = 0; k < count; ++k) out[k / 2 * 2 * kPanel + 2 * place + k % 2] = char(codes[k]);
   } else {
     const int offset = kind == WeightKind::int8 ? 128 : 0;
     for (int64_t k = 0; k < count; ++k) out[k / 4 * 4 * kPanel + 4 * c + k % 4] = char(codes[k] + offset);
