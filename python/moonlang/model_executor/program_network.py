@@ -13,7 +13,7 @@ from moonlang.config.model_config import ModelConfig
 from moonlang.kernels.program import Builder
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints
-from moonlang.model_executor.threads import kernel_threads
+from moonlang.model_executor.threads import kernel_threads, pin_kernel_threads
 from moonlang.model_loader import open_model
 from moonlang.model_loader.packed import packed_weights
 from moonlang.models.spec import ModelSpec
@@ -52,8 +52,9 @@ class LoadedProgram:
 
     def __init__(self, program: Program, weight_bytes: int) -> None:
         self.weight_bytes = weight_bytes
-        self.threads = kernel_threads(len(os.sched_getaffinity(0)), weight_bytes, os.environ)
-        sgl_kernel.set_threads(self.threads)
+        cores = len(os.sched_getaffinity(0))
+        self.threads = kernel_threads(cores, weight_bytes, os.environ)
+        sgl_kernel.set_threads(self.threads, pin_kernel_threads(cores, os.cpu_count() or cores, os.environ))
         self.how = f"CPU kernels for {sgl_kernel.isa()}"
         self._program = program
 
