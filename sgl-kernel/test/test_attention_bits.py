@@ -6,6 +6,7 @@ import pytest
 import sgl_kernel
 import torch
 from attention_case import Case
+from sgl_kernel.attention import AttendPlan, KvPages, attend
 from torch import Tensor
 
 _DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -64,6 +65,48 @@ def test_shared_pages(isa: str, dtype: torch.dtype, options: dict, length: int) 
         case.run([(i, *rows[i]) for i in (3, 1, 4)]),
         torch.cat([batch[i * length : (i + 1) * length] for i in (3, 1, 4)]),
     )
+
+
+def test_shared_pages_are_read_once() -> None:
+    """16 rows behind one prefix of four blocks: those blocks are one item, the rest of each row another."""
+    pages, rows, page = 66, 16, 16
+    table = torch.arange(rows * pages, dtype=torch.int32).view(rows, pages)
+    table[:, :64] = table[0, :64]
+    starts, ones = torch.full((rows,), 1050, dtype=torch.int32), torch.ones(rows, dtype=torch.int32)
+    items = []
+    for shared in (table, torch.arange(rows * pages, dtype=torch.int32).view(rows, pages)):
+        plan = AttendPlan()
+        plan.build(shared, starts, ones, q_heads=16, kv_heads=8, page_tokens=page, value_dim=128)
+        items.append(plan.items)
+    assert items == [1 + rows, rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_latent_pages(isa: str, dtype: torch.dtype) -> None:
+    """MLA, absorbed: alone, in chunks and in a batch; pages [P, L, p, D], values the first numbers of the keys."""
+    tokens, key_dim, value_dim, heads, page = 530, 80, 64, 12, 16
+    generator = torch.Generator().manual_seed(4)
+    pages = -(-tokens // page)
+    buffer = torch.randn(2 * pages, 2, page, key_dim, generator=generator).to(dtype)
+    table = torch.randperm(2 * pages, generator=generator).int().view(2, pages)
+    q = torch.randn(tokens, heads * key_dim, generator=generator).to(dtype)
+
+    def attended(parts: list[tuple[int, int, int]]) -> Tensor:
+        """parts: (row, start, length); both rows have the same queries."""
+        queries = torch.cat([q[start : start + length] for _, start, length in parts])
+        out = torch.full((len(queries), heads * value_dim), float("nan"), dtype=dtype)
+        plan, numbers = AttendPlan(), torch.tensor(parts, dtype=torch.int32)
+        shape = {"q_heads": heads, "kv_heads": 1, "page_tokens": page, "value_dim": value_dim}
+        plan.build(table[numbers[:, 0].long()].contiguous(), *numbers[:, 1:].T.contiguous(), **shape)
+        attend(plan, queries, KvPages(buffer, 1, value_dim=value_dim), out, scale=0.1)
+        return out
+
+    whole = attended([(0, 0, tokens)])
+    assert whole.isfinite().all()
+    assert _same(torch.cat([attended([(0, at, min(64, tokens - at))]) for at in range(0, tokens, 64)]), whole)
+    decoded = attended([(0, 529, 1), (1, 300, 1), (0, 255, 1), (1, 0, 40)])
+    assert _same(decoded[[0, 2]], whole[[529, 255]])
+    assert _same(decoded[1:2], attended([(1, 300, 1)]))
 
 
 @_DTYPES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sgl_kernel
 import torch
-from sgl_kernel.pages import copy_pages, sum_pages
+from sgl_kernel.pages import copy_at, copy_pages, sum_at, sum_pages
 
 
 @pytest.mark.parametrize("numbers", [1, 7, 8, 100, 70001])
@@ -26,6 +26,21 @@ def test_copies_pages_and_sums_them(numbers: int, dtype: torch.dtype) -> None:
     target.zero_()
     copy_pages(source, source_ids, target, target_ids)
     assert torch.equal(target[target_ids.long()], source[source_ids.long()])
+
+
+def test_by_address() -> None:
+    """Spans inside of pages: pages whose address is that of the span."""
+    source, target = torch.randint(-100, 100, (5, 4000), dtype=torch.int8), torch.zeros(7, 5000, dtype=torch.int8)
+    ids, places, sums = torch.tensor([4, 1]).int(), torch.tensor([0, 6]).int(), np.zeros(2, np.uint64)
+    copy_at(source.data_ptr() + 100, 4000, ids, target.data_ptr() + 200, 5000, places, 3000, sums, seed=2)
+    expected = torch.zeros_like(target)
+    expected[[0, 6], 200:3200] = source[[4, 1], 100:3100]
+    assert torch.equal(target, expected)
+    again = np.zeros(2, np.uint64)
+    sum_at(source.data_ptr() + 100, 4000, ids, 3000, again, seed=2)
+    assert sums.tolist() == again.tolist()
+    with pytest.raises(ValueError, match="overlap"):
+        sum_at(source.data_ptr(), 100, ids, 3000, again)
 
 
 def test_every_bit_counts() -> None:

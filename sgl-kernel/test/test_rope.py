@@ -12,6 +12,12 @@ _DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch
 _PAGE, _EPS = 16, 1e-6
 
 
+def _allowed(dtype: torch.dtype) -> dict[str, float]:
+    """A rounding more or less of a term: what is left when two terms of up to 4 nearly cancel is off by that much."""
+    eps = torch.finfo(dtype).eps
+    return {"atol": 2e-6 if dtype == torch.float32 else 4 * eps, "rtol": 2 * eps}
+
+
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
     """Llama form for weights of x's type, Gemma form for float32 ones."""
     wide = x.float()
@@ -75,7 +81,7 @@ def test_equals_torch(dtype: torch.dtype, norm: str, interleaved: bool, dim: int
             )  # fmt: skip
             stored = buffer[page.long(), 1, :, :, offset.long()]
             # One unit in the last place: sums of squares have another order here.
-            allowed = {"atol": 2e-6, "rtol": 2 * torch.finfo(dtype).eps}
+            allowed = _allowed(dtype)
             torch.testing.assert_close(x[:, : heads * dim].unflatten(-1, (-1, dim)), expected[0], **allowed)
             torch.testing.assert_close(stored[:, 0], expected[1], **allowed)
             assert torch.equal(stored[:, 1], v)
@@ -101,7 +107,7 @@ def test_queries_into_another_array_and_latents(dtype: torch.dtype) -> None:
     q_heads = q.unflatten(-1, (-1, dim)).clone()
     q_heads[..., latent:] = _rotate(q_heads[..., latent:], cos[:, None], sin[:, None], True)
     tail = _rotate(k[:, None, latent:], cos[:, None], sin[:, None], True)[:, 0]
-    allowed = {"atol": 2e-6, "rtol": 2 * torch.finfo(dtype).eps}
+    allowed = _allowed(dtype)
     torch.testing.assert_close(out.unflatten(-1, (-1, dim)), q_heads, **allowed)
     stored = buffer[page.long(), 0, offset.long()]
     torch.testing.assert_close(stored, torch.cat((_norm(k[:, :latent], weight), tail), -1), **allowed)

@@ -39,6 +39,7 @@ OWN_CHOICES = {
     "--quantization": {"int8", "int4"},
     "--attention-backend": {"cpu"},
     "--disaggregation-transfer-backend": {"local"},
+    "--kv-cache-dtype": {"int8"},
 }
 OWN_DEFAULTS = {"--disaggregation-enable-kv-checksum": True}  # pages that travel are checked unless that is turned off
 

@@ -128,4 +128,4 @@ def _ranks_with(regions: Sequence[KvRegion], head: int) -> list[int]:
 
 
 def _head_bytes(schema: KvSchema) -> int:
-    return schema.page_size * schema.head_dim * schema.itemsize
+    return schema.page_size * schema.row_bytes

@@ -58,8 +58,9 @@ void fix_row(const QuantLayout& q, const T* x, int64_t k, char* out) {
       const __m256i digits = _mm256_set_m128i(second, first);
       _mm256_mask_storeu_epi32(out + i * 2, __mmask8((1u << (left / 2)) - 1u), digits);
     }
-    const float scale = power + ml::ML_ISA::sum(poison);
-    const int32_t total = _mm512_reduce_add_epi32(sum);
+    const float nothing = ml::ML_ISA::sum(poison);  // or NaN; the whole numbers mean nothing then, and may overflow
+    const float scale = power + nothing;
+    const int32_t total = nothing == 0.0f ? _mm512_reduce_add_epi32(sum) : 0;
     __builtin_memcpy(out + q.padded_k * 2 + s * 8, &scale, 4);
     __builtin_memcpy(out + q.padded_k * 2 + s * 8 + 4, &total, 4);
   }
