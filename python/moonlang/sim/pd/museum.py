@@ -106,8 +106,8 @@ EXHIBITS: tuple[Exhibit, ...] = (
         "prefill keeps the pages of requests that went well, until none are left",
         _PREFILL,
         (
-            "        if room.lease is not None:\n            self._roster.memory.close(",
-            "        if room.lease and isinstance(room.final, Refuse):\n            self._roster.memory.close(",
+            "        if room.lease is not None:\n            request, memory, touching",
+            "        if room.lease and isinstance(room.final, Refuse):\n            request, memory, touching",
         ),
     ),
     _exhibit(
