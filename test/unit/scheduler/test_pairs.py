@@ -172,6 +172,32 @@ def test_what_decode_has_cached_is_not_sent_again() -> None:
     pair.assert_empty()
 
 
+def test_pages_that_are_on_their_way_are_not_asked_for_again() -> None:
+    pair = Pair()
+    for room in range(3):  # n = 3: one prompt, three samples
+        pair.add(f"s{room}", prompt(45), room, sampling=SamplingParams(max_new_tokens=4, seed=room))
+    pair.link()
+    assert len(pair.decode.said(Want)) == 1
+    pair.run()
+    for seed in range(3):
+        assert pair.decode.tokens(f"s{seed}") == answer(prompt(45), 4, seed)
+    moved = pair.decode.scheduler.stats().pairs.total_moved_bytes
+    assert moved == (12 + 1 + 1) * SCHEMA.page_bytes  # the others need the page that is not full, nothing else
+    pair.assert_empty()
+
+
+def test_who_waits_for_pages_of_another_asks_for_them_when_that_one_fails() -> None:
+    pair = Pair()
+    for room in range(2):
+        pair.add(f"s{room}", prompt(45), room)
+    pair.link()
+    pair.decode.abort("s0")
+    assert [want.room for want in pair.decode.said(Want)] == [0, 1]
+    pair.run()
+    assert served(pair, "s1", 45)
+    pair.assert_empty()
+
+
 def test_what_prefill_has_cached_is_sent_at_once() -> None:
     pair = Pair(decode=Half("decode", "D1", radix=False))
     pair.add("a", prompt(16), 1)
