@@ -694,6 +694,45 @@ def test_an_abort_on_either_side_in_every_state_frees_everything_on_both() -> No
         assert any(state[1] == decode for state in seen), decode
 
 
+def landed(**fields: Any) -> Pair:
+    """Request "a" runs on decode's only slot, the prompt of "b" has landed behind it."""
+    settings = {"max_running": 1, "extra_leases": 1, "conservativeness": 0.0} | fields
+    pair = Pair(decode=Half("decode", "D1", **settings))
+    for room, rid in enumerate("ab"):
+        pair.add(rid, prompt(9, start=20 * room), room, count=12)
+        pair.talk()
+        pair.prefill.run_plan(pair.talk)
+        pair.talk()
+    assert pair.decode.tokens("b") == answer(prompt(9, start=20), 1)
+    assert len(pair.decode.plans) == 1
+    return pair
+
+
+@pytest.mark.parametrize("end", ["abort", "stop", "none"])
+def test_a_request_that_has_landed_and_waits_for_a_slot_may_end(end: str) -> None:
+    pair = landed()
+    if end == "abort":
+        pair.decode.abort("b")
+        assert pair.decode.end("b") == ("abort", 499)
+    elif end == "stop":
+        pair.decode.scheduler.stop("b")
+        pair.decode.step()
+    pair.run()
+    assert pair.decode.tokens("a") == answer(prompt(9, start=0), 12)
+    if end == "none":
+        assert pair.decode.tokens("b") == answer(prompt(9, start=20), 12)
+    pair.assert_empty()
+
+
+def test_a_request_that_has_landed_gives_its_pages_to_one_that_runs() -> None:
+    pair = landed(num_pages=7, radix=False)
+    pair.run()
+    for room, rid in enumerate("ab"):
+        assert pair.decode.tokens(rid) == answer(prompt(9, start=20 * room), 12)
+    assert pair.decode.scheduler.stats().total_retractions == 1
+    pair.assert_empty()
+
+
 @pytest.mark.parametrize("fate", ["silent", "gone"])
 def test_a_peer_lost_in_any_state_ends_or_restarts_the_request_at_once(fate: Any) -> None:
     steps = 0
