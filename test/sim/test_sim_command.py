@@ -7,6 +7,8 @@ import pytest
 from moonlang.sim import main as command
 from moonlang.sim import run as runs
 from moonlang.sim.mutants import MUTANTS, load
+from moonlang.sim.pd.museum import EXHIBITS
+from moonlang.sim.pd.workload import draw as draw_pd
 from moonlang.sim.world import World
 
 
@@ -23,6 +25,22 @@ def test_one_seed_can_be_traced(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in text for word in ("send", "plan", "done", "delta", "seed 40 holds"))
 
 
+def test_prefill_and_decode_servers_can_be_traced(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--world", "pd", "--seed", "1", "--trace"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("client sends", "Want(", "writes to page", "Landed(", "seed 1 holds"))
+
+
+def test_a_failure_of_a_pair_shrinks_to_few_requests_and_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    exhibit = next(exhibit for exhibit in EXHIBITS if exhibit.mutant.name == "sglang#9726")
+    planted = load(exhibit.mutant)
+    case = draw_pd(exhibit.first)
+    outcome = runs.run(case, make_scheduler=planted)
+    assert outcome.failure is not None
+    small = runs.shrink(case, outcome.failure[0], make_scheduler=planted)
+    assert 2 <= len(small.indexes) <= 4 < len(case.indexes)
+
+
 def test_a_failure_comes_with_the_command_that_repeats_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -33,6 +51,6 @@ def test_a_failure_comes_with_the_command_that_repeats_it(
     assert command.main(["--seeds", "8", "--jobs", "1"]) == 1
     text = capsys.readouterr().out
     assert "fails delivery" in text
-    repeat = next(line for line in text.splitlines() if "moonlang sim --seed" in line)
+    repeat = next(line for line in text.splitlines() if "moonlang sim --world" in line)
     assert command.main(repeat.split()[2:-1]) == 1
     assert "fails delivery" in capsys.readouterr().out

@@ -19,7 +19,7 @@ import msgspec
 from moonlang.base.errors import BugError
 from moonlang.core import layout
 from moonlang.core.kv import unsharded
-from moonlang.core.lease import Lease
+from moonlang.core.lease import Lease, PrefixRef
 from moonlang.core.messages import TokenDelta
 from moonlang.core.page_key import prompt_key
 from moonlang.core.pairing import (
@@ -42,13 +42,14 @@ from moonlang.core.pairing import (
 from moonlang.core.plan import Row, RowResult
 from moonlang.core.request import Finish, Request, State
 from moonlang.core.ticket import Completion, Outcome
-from moonlang.scheduler.pair_side import Accept, Alarm, End, Mail
+from moonlang.scheduler.pair_side import Accept, Alarm, End, Mail, peer_of, room_in_use
 from moonlang.scheduler.partings import Parting, Partings
 from moonlang.scheduler.roster import Roster, lease_of
-from moonlang.scheduler.settings import PairingConfig, PairStats
+from moonlang.scheduler.settings import NS_PER_MS, PairingConfig, PairStats
 
-_NS_PER_MS = 1_000_000
 _RETRYABLE = 503
+
+_Run = tuple[str, int, tuple[int, ...]]  # instance, node of the tree, tokens behind it
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +93,7 @@ class DecodeSide:
         self._page_bytes = sum(region.schema.page_bytes for region in self._regions)
         self._rooms: dict[int, _Room] = {}
         self._queue: dict[int, _Room] = {}  # found, and waiting for memory
+        self._coming: dict[_Run, int] = {}  # tokens that are being sent -> room
         self._room_of: dict[int, int] = {}  # by number of a Verify under way
         self._alarm = Alarm()
         self._partings = Partings(roster.memory, self.mail, self._alarm, config.repeat_ns)
@@ -104,22 +106,20 @@ class DecodeSide:
 
     def enter(self, request: Request, now_ns: int) -> list[TokenDelta]:
         self._now_ns = now_ns
-        number = _number(request)
+        peer = peer_of(request)
+        number, deadline_ns = peer.room, self._deadline_ns(request)
         if number in self._rooms or number in self._partings:
-            text = f"Room {number} is in use by another request. Draw a new one."
-            return [self._end(request, Finish("abort", message=text, status=_RETRYABLE), None)]
-        deadline_ns = self._deadline_ns(request)
+            return [self._end(request, room_in_use(number), None)]
         self._serial += 1
         self._rooms[number] = _Room(
             request=request, number=number, serial=self._serial, entered_ns=now_ns, deadline_ns=deadline_ns
         )
         self._alarm.set(deadline_ns)
-        assert request.peer is not None
-        self.mail.open(request.peer, deadline_ns)
+        self.mail.open(peer, deadline_ns)
         return []
 
     def leave(self, request: Request, finish: Finish, lease: Lease | None) -> None:
-        room = self._rooms.get(_number(request))
+        room = self._rooms.get(peer_of(request).room)
         if room is not None and room.request is request:
             self._failed += 1
             self._part(room, finish.message)
@@ -147,24 +147,36 @@ class DecodeSide:
     def reserve(self, now_ns: int) -> list[TokenDelta]:
         """In the order of urgency, as far as memory reaches; requests that start again here go first."""
         self._now_ns = now_ns
-        if self._queue and not self._roster.waiting:
-            for room in sorted(self._queue.values(), key=self._urgency):
-                if not self._lease(room):
-                    break
+        if self._roster.waiting:
+            return []
+        for room in sorted(self._queue.values(), key=self._urgency):
+            request = room.request
+            prefix = self._roster.memory.cache.match(request.prompt, request.extra_key, request.prompt_len)
+            run = self._run(room, prefix)
+            if run is not None and run in self._coming:
+                continue  # the same peer sends these very tokens: take them from the cache a little later
+            if not self._lease(room, prefix):
+                break
+            if run is not None:
+                self._coming[run] = room.number
         return []
+
+    def _run(self, room: _Room, prefix: PrefixRef) -> _Run | None:
+        """Names the tokens that a peer is to send, if they are worth waiting for when another request has asked."""
+        key = self._roster.prefix_key(room.request, prefix)
+        return None if key is None or room.card is None else (room.card.instance, *key)
 
     def _urgency(self, room: _Room) -> tuple[int, int]:
         config = self._roster.config
         sign = 0 if not config.priority else 1 if config.priority_low_first else -1
         return sign * room.request.priority, room.request.order
 
-    def _lease(self, room: _Room) -> bool:
+    def _lease(self, room: _Room, prefix: PrefixRef) -> bool:
         """Take pages for the prompt and ask for those that the cache lacks; False when there is no room."""
         roster, request, memory = self._roster, room.request, self._roster.memory
         holders = len(roster.running) + len(roster.arriving)
         if holders >= roster.config.max_running + self._config.extra_leases:
             return False
-        prefix = memory.cache.match(request.prompt, request.extra_key, request.prompt_len)
         lease = memory.open(prefix)
         fits = not holders or roster.has_room(request, lease, memory.available_pages)
         if not (fits and memory.grow(lease, request.prompt_len)):
@@ -181,7 +193,7 @@ class DecodeSide:
             key=prompt_key(request.prompt, request.extra_key),
             first_page=lease.shared,
             pages=tuple(lease.pages[lease.shared :]),
-            patience_ms=-(-(room.deadline_ns - self._now_ns) // _NS_PER_MS),
+            patience_ms=-(-(room.deadline_ns - self._now_ns) // NS_PER_MS),
             serial=room.serial,
         )
         self._paired += 1
@@ -346,6 +358,7 @@ class DecodeSide:
         self._close(room, error or "The request has ended.", pages)
 
     def _close(self, room: _Room, error: str, pages: list[int]) -> None:
+        self._coming = {run: number for run, number in self._coming.items() if number != room.number}
         del self._rooms[room.number]
         self._queue.pop(room.number, None)
         if room.card is None:
@@ -401,9 +414,3 @@ class DecodeSide:
             total_failed=self._failed,
             total_fallbacks=self._fallbacks,
         )
-
-
-def _number(request: Request) -> int:
-    if request.peer is None:
-        raise BugError(f"Request {request.rid} has no peer.")
-    return request.peer.room

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from moonlang.core.messages import Generate
 from moonlang.core.request import Finish, Request
-
-_NS_PER_MS = 1_000_000
+from moonlang.scheduler.settings import NS_PER_MS
 
 
 def make_request(message: Generate, *, now_ns: int, order: int, longest: int, mode: str = "") -> Request:
@@ -19,7 +18,7 @@ def make_request(message: Generate, *, now_ns: int, order: int, longest: int, mo
         tokens=list(message.input_ids),
         sampling=message.sampling,
         arrival_ns=now_ns,
-        deadline_ns=now_ns + message.timeout_ms * _NS_PER_MS if message.timeout_ms else None,
+        deadline_ns=now_ns + message.timeout_ms * NS_PER_MS if message.timeout_ms else None,
         extra_key=message.extra_key,
         priority=message.priority,
         logprob=message.logprob,

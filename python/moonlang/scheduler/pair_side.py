@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from moonlang.base.errors import BugError
 from moonlang.core.lease import Lease
 from moonlang.core.messages import TokenDelta
 from moonlang.core.pairing import PairEvent, PairMessage, PeerSpec, TransferOp
@@ -162,6 +163,18 @@ class PairSide(Protocol):
     def holds_memory(self) -> bool:
         """Whether pages are held that come back without a plan."""
         ...
+
+
+def peer_of(request: Request) -> PeerSpec:
+    """The other half of a request that must have one."""
+    if request.peer is None:
+        raise BugError(f"Request {request.rid} has no peer.")
+    return request.peer
+
+
+def room_in_use(room: int) -> Finish:
+    """The end of a request whose room belongs to another one."""
+    return Finish("abort", message=f"Room {room} is in use by another request. Draw a new one.", status=503)
 
 
 class NoPeers:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from moonlang.base.errors import BugError
 from moonlang.core import layout
 from moonlang.core.kv import unsharded
 from moonlang.core.lease import Lease
@@ -38,13 +37,11 @@ from moonlang.core.pairing import (
 from moonlang.core.plan import Row, RowResult
 from moonlang.core.request import Finish, Request, State
 from moonlang.core.ticket import Completion, Outcome
-from moonlang.scheduler.pair_side import Alarm, End, Mail
+from moonlang.scheduler.pair_side import Alarm, End, Mail, peer_of, room_in_use
 from moonlang.scheduler.pushes import Pushes, Room
 from moonlang.scheduler.roster import Roster
-from moonlang.scheduler.settings import PairingConfig, PairStats
+from moonlang.scheduler.settings import NS_PER_MS, PairingConfig, PairStats
 from moonlang.scheduler.unclaimed import EarlyWant, Released, Unclaimed
-
-_NS_PER_MS = 1_000_000
 
 
 class PrefillSide:
@@ -70,9 +67,9 @@ class PrefillSide:
 
     def enter(self, request: Request, now_ns: int) -> list[TokenDelta]:
         self._now_ns = now_ns
-        number = _number(request)
+        number = peer_of(request).room
         if number in self._rooms:
-            return [self._end(request, _abort(f"Room {number} is in use by another request. Draw a new one."), None)]
+            return [self._end(request, room_in_use(number), None)]
         room = Room(
             request=request,
             number=number,
@@ -90,7 +87,7 @@ class PrefillSide:
         return self._match(room, early.card, early.want, early.heard_ns)
 
     def leave(self, request: Request, finish: Finish, lease: Lease | None) -> None:
-        number = _number(request)
+        number = peer_of(request).room
         room = self._rooms.get(number)
         if room is None:
             self._bury(Refuse(number, finish.message, finish.status))
@@ -137,13 +134,13 @@ class PrefillSide:
     def lay(self, plan_id: int, rows: Sequence[Row]) -> int:
         running = self._roster.running
         bound = [(running[row.slot], row) for row in rows if running[row.slot].bound]
-        return self._pushes.lay(plan_id, [(self._rooms[_number(request)], row) for request, row in bound])
+        return self._pushes.lay(plan_id, [(self._rooms[peer_of(request).room], row) for request, row in bound])
 
     def progress(self, plan_id: int, layers: int) -> None:
         self._pushes.progress(plan_id, layers)
 
     def computed(self, request: Request, outcome: RowResult) -> None:
-        room = self._rooms[_number(request)]
+        room = self._rooms[peer_of(request).room]
         room.lease = self._roster.vacate(request)
         room.outcome = outcome
         room.computed_ns = self._now_ns
@@ -241,7 +238,7 @@ class PrefillSide:
             return [self._fail(room, error)]
         room.routes = layout.routes(self._regions, card.regions)
         room.next_page = want.first_page
-        room.deadline_ns = heard_ns + want.patience_ms * _NS_PER_MS
+        room.deadline_ns = heard_ns + want.patience_ms * NS_PER_MS
         self._alarm.set(room.deadline_ns)
         self._send(room, Noted(room.number, room.serial))
         self._paired += 1
@@ -300,7 +297,7 @@ class PrefillSide:
 
     def _fail(self, room: Room, error: str) -> TokenDelta:
         """End the request; `leave` does the rest."""
-        return self._end(room.request, _abort(error), None)
+        return self._end(room.request, Finish("abort", message=error, status=503), None)
 
     def _conclude(self, room: Room, final: Landed | Refuse) -> None:
         room.final = final
@@ -383,13 +380,3 @@ class PrefillSide:
             total_moved_bytes=self._bytes,
             total_failed=self._failed,
         )
-
-
-def _number(request: Request) -> int:
-    if request.peer is None:
-        raise BugError(f"Request {request.rid} has no peer.")
-    return request.peer.room
-
-
-def _abort(error: str, status: int = 503) -> Finish:
-    return Finish("abort", message=error, status=status)

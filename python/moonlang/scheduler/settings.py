@@ -9,7 +9,7 @@ import msgspec
 
 from moonlang.core.pairing import KvCard
 
-_NS_PER_MS = 1_000_000
+NS_PER_MS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +22,8 @@ class PairingConfig:
 
     mode: Literal["prefill", "decode"]
     card: KvCard
-    patience_ns: int = 120_000 * _NS_PER_MS
-    repeat_ns: int = 200 * _NS_PER_MS  # until an unanswered message is said again
+    patience_ns: int = 120_000 * NS_PER_MS
+    repeat_ns: int = 200 * NS_PER_MS  # until an unanswered message is said again
     most_early: int = 4096  # Wants kept whose request has not come yet, and rooms known to have failed
     push_groups: int = 8  # a plan's pages leave in so many groups of layers ...
     push_span_bytes: int = 64 << 10  # ... or in fewer, so that what leaves of a page has so many bytes at least ...

@@ -172,6 +172,32 @@ def test_what_decode_has_cached_is_not_sent_again() -> None:
     pair.assert_empty()
 
 
+def test_pages_that_are_on_their_way_are_not_asked_for_again() -> None:
+    pair = Pair()
+    for room in range(3):  # n = 3: one prompt, three samples
+        pair.add(f"s{room}", prompt(45), room, sampling=SamplingParams(max_new_tokens=4, seed=room))
+    pair.link()
+    assert len(pair.decode.said(Want)) == 1
+    pair.run()
+    for seed in range(3):
+        assert pair.decode.tokens(f"s{seed}") == answer(prompt(45), 4, seed)
+    moved = pair.decode.scheduler.stats().pairs.total_moved_bytes
+    assert moved == (12 + 1 + 1) * SCHEMA.page_bytes  # the others need the page that is not full, nothing else
+    pair.assert_empty()
+
+
+def test_who_waits_for_pages_of_another_asks_for_them_when_that_one_fails() -> None:
+    pair = Pair()
+    for room in range(2):
+        pair.add(f"s{room}", prompt(45), room)
+    pair.link()
+    pair.decode.abort("s0")
+    assert [want.room for want in pair.decode.said(Want)] == [0, 1]
+    pair.run()
+    assert served(pair, "s1", 45)
+    pair.assert_empty()
+
+
 def test_what_prefill_has_cached_is_sent_at_once() -> None:
     pair = Pair(decode=Half("decode", "D1", radix=False))
     pair.add("a", prompt(16), 1)
@@ -666,6 +692,45 @@ def test_an_abort_on_either_side_in_every_state_frees_everything_on_both() -> No
         assert any(state[0] == prefill for state in seen), prefill
     for decode in ("pairing", "landing", "running", "gone"):
         assert any(state[1] == decode for state in seen), decode
+
+
+def landed(**fields: Any) -> Pair:
+    """Request "a" runs on decode's only slot, the prompt of "b" has landed behind it."""
+    settings = {"max_running": 1, "extra_leases": 1, "conservativeness": 0.0} | fields
+    pair = Pair(decode=Half("decode", "D1", **settings))
+    for room, rid in enumerate("ab"):
+        pair.add(rid, prompt(9, start=20 * room), room, count=12)
+        pair.talk()
+        pair.prefill.run_plan(pair.talk)
+        pair.talk()
+    assert pair.decode.tokens("b") == answer(prompt(9, start=20), 1)
+    assert len(pair.decode.plans) == 1
+    return pair
+
+
+@pytest.mark.parametrize("end", ["abort", "stop", "none"])
+def test_a_request_that_has_landed_and_waits_for_a_slot_may_end(end: str) -> None:
+    pair = landed()
+    if end == "abort":
+        pair.decode.abort("b")
+        assert pair.decode.end("b") == ("abort", 499)
+    elif end == "stop":
+        pair.decode.scheduler.stop("b")
+        pair.decode.step()
+    pair.run()
+    assert pair.decode.tokens("a") == answer(prompt(9, start=0), 12)
+    if end == "none":
+        assert pair.decode.tokens("b") == answer(prompt(9, start=20), 12)
+    pair.assert_empty()
+
+
+def test_a_request_that_has_landed_gives_its_pages_to_one_that_runs() -> None:
+    pair = landed(num_pages=7, radix=False)
+    pair.run()
+    for room, rid in enumerate("ab"):
+        assert pair.decode.tokens(rid) == answer(prompt(9, start=20 * room), 12)
+    assert pair.decode.scheduler.stats().total_retractions == 1
+    pair.assert_empty()
 
 
 @pytest.mark.parametrize("fate", ["silent", "gone"])

@@ -44,18 +44,26 @@ class SharedCells(PagedCells):
         what comes of it. Should somebody, it is wrong."""
         if not self._is_shared:
             return super().read(table, length)
+        for page in table[: -(-length // self.page_size)]:
+            if page in self._landed:
+                content = self._agreed(page)
+                if content is None:
+                    return _SPOILED
+                if len(self._landed[page]) == self._num_parts:
+                    self._settle(page, content)
         try:
-            for page in table[: -(-length // self.page_size)]:
-                self._settle(page)
             return super().read(table, length)
         except Violation:
             return _SPOILED
 
     def write(self, page: int, offset: int, value: int) -> None:
-        if offset:
-            self._settle(page)
-        else:
-            self._landed.pop(page, None)
+        landed = self._landed.get(page)
+        if landed is not None and offset:
+            content = self._agreed(page)
+            if content is None:
+                raise Violation("executor", f"page {page} is written while its parts hold different cells: {landed}")
+            self._settle(page, content)
+        self._landed.pop(page, None)
         if self._staged is not None and page not in self._staged:
             self._staged[page] = tuple(self._sums[page])
         super().write(page, offset, value)
@@ -106,20 +114,19 @@ class SharedCells(PagedCells):
             raise Violation("executor", f"bytes {offset} + {size} of a page are not whole heads of {head_bytes} bytes")
         return [i // local * heads + region.first_head + i % local for i in range(first, first + count)]
 
-    def _settle(self, page: int) -> None:
-        """Others have written to this page and it is used now: all its parts must hold the same."""
-        landed = self._landed.pop(page, None)
-        if landed is None:
-            return
-        moved = {part: origin for part, (origin, _) in landed.items() if part != origin}
-        if moved:
-            raise Violation("executor", f"page {page} holds other layers or heads than it should: {moved}")
-        contents = list(dict.fromkeys(content for _, content in landed.values()))
+    def _settle(self, page: int, content: Content) -> None:
+        """Others have written this page: from now on it is like those that are written here."""
+        self._sums[page] = list(content)
+        del self._landed[page]
+
+    def _agreed(self, page: int) -> Content | None:
+        """What all parts of a page that others have written to hold, None when they do not agree."""
+        landed = self._landed[page]
+        contents = dict.fromkeys(content for _, content in landed.values())
         if len(landed) < self._num_parts:
-            contents.append(tuple(self._sums[page]))
-        if any(content != contents[0] for content in contents):
-            raise Violation("executor", f"page {page} is used while its parts hold different cells: {contents}")
-        self._sums[page] = list(contents[0])
+            contents[tuple(self._sums[page])] = None
+        moved = any(part != origin for part, (origin, _) in landed.items())
+        return None if moved or len(contents) > 1 else next(iter(contents))
 
 
 def checksum(contents: Sequence[Content]) -> int:

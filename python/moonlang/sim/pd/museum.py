@@ -36,42 +36,42 @@ _QUARANTINE = "self._roster.memory.quarantine(request.lease)"
 EXHIBITS: tuple[Exhibit, ...] = (
     # ---- hangs
     _exhibit(
-        0,
+        5,
         "sglang#6215",
         "decode hangs on a prefill instance that is dead",
         _DECODE,
         ('            deltas += self._fail(room, "The prefill instance is out of reach.")\n', "            pass\n"),
     ),
     _exhibit(
-        0,
+        2,
         "sglang#34289",
         "prefill is replaced behind the same address: what decode had lent to its predecessor never comes back",
         _PARTINGS,
         ("            parting.drained |= gone\n", ""),
     ),
     _exhibit(
-        0,
+        18,
         "sglang#9726",
         "decode goes on waiting after prefill has failed",
         _PREFILL,
         ("            self._conclude(room, refuse)\n", "            room.final, room.repeat_ns = refuse, 1 << 62\n"),
     ),
     _exhibit(
-        0,
+        104,
         "sglang#29978",
         "a lost control message is a hang",
         _DECODE,
         ("room.repeat_ns = self._now_ns + self._config.repeat_ns", "room.repeat_ns = 1 << 62"),
     ),
     _exhibit(
-        0,
+        275,
         "sglang#16903",
         "the death of one peer fails the requests of the others",
         _DECODE,
         ("if r.card is not None and r.card.instance == instance]", "if r.card is not None]"),
     ),
     _exhibit(
-        0,
+        1,
         "sglang#32758",
         "one huge transfer instead of bounded ones",
         _PUSHES,
@@ -79,7 +79,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
     ),
     # ---- leaks
     _exhibit(
-        0,
+        1,
         "llm-d#1138",
         "a cancel while pages are on their way strands them on prefill until a timeout",
         _PREFILL,
@@ -106,26 +106,26 @@ EXHIBITS: tuple[Exhibit, ...] = (
         "prefill keeps the pages of requests that went well, until none are left",
         _PREFILL,
         (
-            "        if room.lease is not None:\n            self._roster.memory.close(",
-            "        if room.lease and isinstance(room.final, Refuse):\n            self._roster.memory.close(",
+            "            memory.close(room.lease, touching)\n",
+            "            if isinstance(room.final, Refuse):\n                memory.close(room.lease, touching)\n",
         ),
     ),
     _exhibit(
-        0,
+        5,
         "sglang#36926",
         "a prefill that is aborted between two chunks leaks what it has computed",
         _PREFILL,
         ("        room.lease = lease or room.lease\n", ""),
     ),
     _exhibit(
-        0,
+        7,
         "sglang#18701",
         "a request that is aborted while it waits for a slot leaks its pages",
         "scheduler.scheduler",
         ("                roster.unlease(request)\n", "                pass\n"),
     ),
     _exhibit(
-        0,
+        7,
         "vllm#56430",
         "pages leak when a request falls back to computing by itself",
         _DECODE,
@@ -138,7 +138,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
     ),
     # ---- wrong output
     _exhibit(
-        0,
+        23,
         "sglang#30233",
         "decode starts on KV of which a part is missing",
         _DECODE,
@@ -146,7 +146,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
         ('            return "The prefill instance has not sent every page."\n', "            pass\n"),
     ),
     _exhibit(
-        0,
+        6,
         "sglang#23020",
         "KV that was damaged on its way is used",
         _DECODE,
@@ -160,14 +160,14 @@ EXHIBITS: tuple[Exhibit, ...] = (
         (f"pages = {_QUARANTINE}\n", "self._roster.memory.close(request.lease, None)\n"),
     ),
     _exhibit(
-        0,
+        25,
         "sglang#15674",
         "with fewer ranks on decode every rank's heads are read from the beginning of the page",
         _LAYOUT,
         ("source_head=head - origin.first_head,", "source_head=0,"),
     ),
     _exhibit(
-        0,
+        48,
         "sglang#23744",
         "with more ranks on prefill every rank's heads are written to the beginning of the page",
         _LAYOUT,
