@@ -164,6 +164,11 @@ class Tiers:
         return fetch.host_pending or (fetch.store_pending and now_ns < fetch.patience_ns)
 
     @property
+    def leases(self) -> list[Lease]:
+        """Of the fetches under way."""
+        return [fetch.lease for fetch in {id(fetch): fetch for fetch in self._fetches.values()}.values()]
+
+    @property
     def is_busy(self) -> bool:
         """Ops are under way whose completions change what can be planned."""
         return bool(self._fetches or self._saves or self._ops)
