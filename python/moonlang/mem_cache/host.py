@@ -122,8 +122,10 @@ class HostDirectory:
         for entry in [e for e in self._entries.values() if e.ready and not e.pins]:
             self.drop(entry.key)
 
-    def check(self) -> None:
-        """BugError unless every slot has one owner: O(slots)."""
+    def check(self, *, idle: bool) -> None:
+        """BugError unless every slot has one owner, and when `idle` nobody reads or fills one: O(slots)."""
+        if idle and any(entry.pins or not entry.ready for entry in self._entries.values()):
+            raise BugError("A host slot is read or filled although nothing is under way.")
         slots = self._free + [entry.slot for entry in self._entries.values()]
         if sorted(slots) != list(range(self.num_slots)):
             raise BugError(f"{self.num_slots} host slots, {len(self._free)} free, {len(self._entries)} in use.")

@@ -139,7 +139,7 @@ class RadixCache:
         return freed
 
     def coldest(self, pages: int) -> list[tuple[list[int], str]]:
-        """(tokens from the root on, extra key) of the leaves that rank lowest, `pages` pages of them; changes nothing."""
+        """(tokens from the root, extra key) of the leaves that rank lowest, with `pages` pages; changes nothing."""
         found: list[tuple[list[int], str]] = []
         live = (node for node in self.nodes() if self._is_candidate(node))
         for node in sorted(live, key=lambda node: (self._order(node), node.id)):

@@ -367,8 +367,8 @@ class Tiers:
         self.host.clear()
 
     def check(self) -> None:
-        """BugError unless the directory adds up."""
-        self.host.check()
+        """BugError unless the directory of the host adds up."""
+        self.host.check(idle=not self.is_busy)
 
     def _kept(self, keeper: Keeper, op: HostOp | StoreOp, done: Completion) -> None:
         batch = keeper.done()
