@@ -12,6 +12,7 @@ import pytest
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from moonlang.base.errors import PeerError
+from moonlang.base.wakeup import Wakeup
 from moonlang.core.messages import (
     Abort,
     Control,
@@ -33,7 +34,6 @@ from moonlang.core.request import Finish, LogprobSpec
 from moonlang.core.sampling import GrammarSpec, SamplingParams
 from moonlang.messaging.faulty import Faults, FaultyEndpoint
 from moonlang.messaging.inproc import Hub, InprocEndpoint
-from moonlang.messaging.wakeup import Wakeup
 from moonlang.messaging.zmq import ZmqEndpoint
 
 DEADLINE_NS = 5 * NS_PER_S

@@ -11,9 +11,10 @@ from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim.checkers import bounds, delivery, isolation, liveness, order, pages, radix, replay
 from moonlang.sim.mutants import MUTANTS, Mutant, hunt, is_stale, load
 from moonlang.sim.run import run, shrink
+from moonlang.sim.stage import Checker
 from moonlang.sim.violation import Violation
 from moonlang.sim.workload import draw
-from moonlang.sim.world import Checker, World
+from moonlang.sim.world import World
 
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 MOST_SEEDS = 300
@@ -38,7 +39,7 @@ def test_mutants_are_caught(mutant: Mutant) -> None:
         ("stale table", lambda: (), "executor"),
     ],
 )
-def test_every_checker_can_fail_alone(name: str, watch: Callable[[], tuple[Checker, ...]], checker: str) -> None:
+def test_every_checker_can_fail_alone(name: str, watch: Callable[[], tuple[Checker[World], ...]], checker: str) -> None:
     verdict = hunt(BY_NAME[name], 60, watch)
     assert verdict.violation is not None
     assert verdict.violation[0] == checker

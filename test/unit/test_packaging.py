@@ -14,9 +14,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "python" / "moonlang"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
-# Imported where it is there: modelscope and openai at first use, with an error that says how to install; sgl_kernel,
-# which scripts/setup builds, in place of the torch reference path.
-OPTIONAL = {"modelscope", "openai", "sgl_kernel"}
+# Imported where it is there: modelscope, mooncake and openai at first use, with an error that says how to install;
+# sgl_kernel, which scripts/setup builds, in place of the torch reference path.
+OPTIONAL = {"modelscope", "mooncake", "openai", "sgl_kernel"}
 
 
 def canonical(name: str) -> str:

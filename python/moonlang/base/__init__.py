@@ -1,1 +1,1 @@
-"""Ground floor: errors, clock, log, registry, units. Imports nothing else of MoonLang."""
+"""Ground floor: errors, clock, log, registry, wakeup, memory of other processes. Imports nothing else of MoonLang."""

@@ -6,12 +6,13 @@ A page is one contiguous block `[layer][k|v][kv_head][token][dim]`. The pool is 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import msgspec
 
 
 class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
-    """Layout of one page. `fingerprint` names weights and shard: pages of different fingerprints never mix."""
+    """Layout of one page. `fingerprint` names the weights: pages of different fingerprints never mix."""
 
     num_layers: int
     num_kv_heads: int
@@ -35,9 +36,23 @@ class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KvRegion(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool in memory that other engines may read or write: page i starts at address + i * stride (bytes)."""
+    """A pool in memory that other engines may read or write: page i starts at address + i * stride (bytes).
+
+    handle: what another process on this host maps; "" when the memory is private. first_head: with tensor parallelism
+    the pool of one rank holds KV heads [first_head, first_head + num_kv_heads) of the model; its schema counts those.
+    """
 
     address: int
     stride: int
     num_pages: int
     schema: KvSchema
+    handle: str = ""
+    first_head: int = 0
+
+
+def unsharded(regions: Sequence[KvRegion]) -> KvSchema:
+    """The schema of one instance's pages with the heads of all its tensor-parallel ranks put together: what two
+    instances of different parallelism have in common."""
+    schema = regions[0].schema
+    heads = max(region.first_head + region.schema.num_kv_heads for region in regions)
+    return msgspec.structs.replace(schema, num_kv_heads=heads)

@@ -3,15 +3,17 @@
 One request is served by a pair. The router draws a room, sends the request to both, and they find each other:
 
     decode  -> prefill   Want      destination pages are leased: push here, leave out what the cache already holds
+    prefill -> decode    Noted     the Want has been read
     prefill -> decode    Pushed    one push has landed; its checksum
     prefill -> decode    Landed    the last one: manifest, first token; decode may start once all of it is verified
     decode  -> prefill   Release   all is well or nothing is wanted any more: forget the room
     prefill -> decode    Drained   no write of this room is under way or will come: its pages may be used again
-    either               Refuse    this room fails, and why; first failure ends the pair
+    prefill -> decode    Refuse    this room fails, and why; first failure ends the pair
 
-Want, Landed and Release are repeated until they are answered, so a lost message costs a repeat and a repeated one
-nothing: Want is answered by any message about its room, Landed by Release, Release by Drained. An answer to a room that
-is not known any more is the last word of its protocol (Drained to Release, Release to Landed, Refuse to Want).
+Want, Landed, Refuse and Release are repeated until they are answered, so a lost message costs a repeat and a repeated
+one nothing: Want is answered by any message about its room, Landed (with it every Pushed is repeated) and Refuse by
+Release, Release by Drained. A room that is not known any more answers with the last word of its protocol: Drained to
+Release, Release to Landed and Refuse. A Want for a room that is not known is kept for a while: its request may be late.
 """
 
 from __future__ import annotations
@@ -101,6 +103,12 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag=True):
     patience_ms: int
 
 
+class Noted(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The Want of this room has been read: it need not be repeated."""
+
+    room: int
+
+
 class Pushed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Push number `index` of the room has landed: `spans` of the wanted pages [at, at + count)."""
 
@@ -117,7 +125,7 @@ class Landed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Everything is there: pushes 0 .. pushes - 1 cover every wanted page whole.
 
     key, digest: of the prompt and of the schema (weights, dtype, layout) that computed it. token: the first sampled
-    one, with its log probability when asked for. ended: it completes the grammar.
+    one (-1 when none is wanted), with its log probability when asked for. ended: it completes the grammar.
     """
 
     room: int
@@ -144,14 +152,14 @@ class Drained(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Refuse(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """This room fails. status: what the client may be told; 503 means that trying again is worth it."""
+    """This room fails; said by prefill. status: what the client may be told; 503: trying again is worth it."""
 
     room: int
     error: str
     status: int = 503
 
 
-PairMessage = Want | Pushed | Landed | Release | Drained | Refuse
+PairMessage = Want | Noted | Pushed | Landed | Release | Drained | Refuse
 
 
 class Linked(msgspec.Struct, frozen=True, array_like=True, tag=True):

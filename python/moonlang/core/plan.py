@@ -46,13 +46,15 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 class StepPlan(msgspec.Struct, frozen=True, array_like=True):
     """One forward of the model. Decode rows come first, then prefill rows; at most one row per slot.
 
-    starts are applied before the rows. Plans are executed strictly in the order of plan_id.
+    starts are applied before the rows. Plans are executed strictly in the order of plan_id. report_layers: the executor
+    says how far it is (`Executor.progress`) whenever so many more layers have written their KV; 0: never.
     """
 
     plan_id: int
     now_ns: int
     starts: tuple[SlotStart, ...]
     rows: tuple[Row, ...]
+    report_layers: int = 0
 
     @property
     def num_tokens(self) -> int:

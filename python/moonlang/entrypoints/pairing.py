@@ -34,7 +34,7 @@ class Rooms:
     counted: bool
 
     def peer(self, prompt: int, sample: int, sequence: int) -> PeerSpec | None:
-        """Where sequence number `sequence` of the call, the `sample`-th of `prompt`, meets its other half; None: alone."""
+        """Where sequence `sequence` of the call, the `sample`-th of `prompt`, meets its other half, if at all."""
         place = self.places[prompt]
         if place.host == ALONE:
             return None

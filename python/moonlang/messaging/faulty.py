@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from moonlang.base.wakeup import Wakeup
 from moonlang.core.messages import Envelope, Message
 from moonlang.core.ports import Endpoint
 from moonlang.messaging.sequence import Sequence
-from moonlang.messaging.wakeup import Wakeup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

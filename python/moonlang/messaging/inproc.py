@@ -13,10 +13,10 @@ from collections.abc import Sequence as Seq
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S
 from moonlang.base.errors import PeerError
+from moonlang.base.wakeup import Wakeup, wait_ms
 from moonlang.core.messages import Envelope, Message
 from moonlang.messaging.codec import Codec
 from moonlang.messaging.sequence import Sequence
-from moonlang.messaging.wakeup import Wakeup, wait_ms
 
 CAPACITY = 8192
 SEND_TIMEOUT_NS = 1 * NS_PER_S

@@ -14,10 +14,10 @@ import zmq
 from moonlang.base import log
 from moonlang.base.clock import NS_PER_MS
 from moonlang.base.errors import PeerError
+from moonlang.base.wakeup import Wakeup, wait_ms
 from moonlang.core.messages import Envelope, Message
 from moonlang.messaging.codec import MAX_BYTES, Codec
 from moonlang.messaging.sequence import Sequence
-from moonlang.messaging.wakeup import Wakeup, wait_ms
 
 CAPACITY = 8192  # messages; at one message per step and peer that is more than half a minute of a fast model
 SEND_TIMEOUT_NS = 1000 * NS_PER_MS

@@ -17,7 +17,7 @@ import msgspec
 
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.base.errors import ConfigError, MoonLangError, PeerError
-from moonlang.messaging.wakeup import Wakeup
+from moonlang.base.wakeup import Wakeup
 from moonlang.roles.exits import Exit, OnExit
 from moonlang.roles.process import Failure, failure_file, job_file
 

@@ -12,9 +12,9 @@ import msgspec
 
 from moonlang.base import log
 from moonlang.base.errors import ConfigError, MoonLangError
+from moonlang.base.wakeup import Wakeup
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
-from moonlang.messaging.wakeup import Wakeup
 from moonlang.messaging.zmq import ZmqEndpoint
 from moonlang.roles import lifeline, topology
 from moonlang.roles.heartbeat import Heartbeat

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from moonlang.base.clock import monotonic_ns
 from moonlang.base.errors import BugError
+from moonlang.base.wakeup import Wakeup
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Ready
 from moonlang.core.ports import Endpoint
-from moonlang.messaging.wakeup import Wakeup
 from moonlang.roles import topology
 from moonlang.roles.heartbeat import Heartbeat
 

@@ -13,12 +13,12 @@ import msgspec
 from moonlang.base import log
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.base.errors import PeerError
+from moonlang.base.wakeup import Wakeup
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Ready
 from moonlang.core.ports import Endpoint
 from moonlang.messaging.inproc import Hub, InprocEndpoint
-from moonlang.messaging.wakeup import Wakeup
 from moonlang.messaging.zmq import ZmqEndpoint
 from moonlang.roles import topology
 from moonlang.roles.children import ProcessGroup

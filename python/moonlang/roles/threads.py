@@ -8,10 +8,10 @@ import traceback
 from collections.abc import Sequence
 
 from moonlang.base.errors import ConfigError, MoonLangError
+from moonlang.base.wakeup import Wakeup
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.messaging.inproc import Hub, InprocEndpoint
-from moonlang.messaging.wakeup import Wakeup
 from moonlang.roles import topology
 from moonlang.roles.exits import Exit, OnExit
 from moonlang.roles.heartbeat import Heartbeat

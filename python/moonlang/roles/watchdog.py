@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from moonlang.base.clock import monotonic_ns
-from moonlang.messaging.wakeup import Wakeup, wait_ms
+from moonlang.base.wakeup import Wakeup, wait_ms
 from moonlang.roles.heartbeat import Heartbeat
 
 

@@ -21,8 +21,9 @@ from moonlang.base.errors import BugError
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.sim import checkers
 from moonlang.sim.run import run
+from moonlang.sim.stage import Checker
 from moonlang.sim.workload import draw
-from moonlang.sim.world import Checker
+from moonlang.sim.world import World
 
 _BRAIN = ("moonlang.mem_cache", "moonlang.scheduler")
 
@@ -56,7 +57,7 @@ class Verdict:
         return f"caught by {self.violation[0]} after {self.seeds} seed{'s' if self.seeds > 1 else ''}"
 
 
-def hunt(mutant: Mutant, most_seeds: int, watch: Callable[[], Sequence[Checker]] = checkers.fresh) -> Verdict:
+def hunt(mutant: Mutant, most_seeds: int, watch: Callable[[], Sequence[Checker[World]]] = checkers.fresh) -> Verdict:
     """Run up to `most_seeds` cases against the mutant, until one fails."""
     make_scheduler = load(mutant)
     for seed in range(most_seeds):

@@ -12,9 +12,10 @@ from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim import checkers
 from moonlang.sim.checkers import replay
+from moonlang.sim.stage import Checker
 from moonlang.sim.violation import Violation
 from moonlang.sim.workload import Case, draw
-from moonlang.sim.world import Checker, World
+from moonlang.sim.world import World
 
 MakeScheduler = Callable[[SchedulerConfig], Scheduler]
 
@@ -48,7 +49,7 @@ def run(
     case: Case,
     *,
     make_scheduler: MakeScheduler = Scheduler,
-    watch: Callable[[], Sequence[Checker]] = checkers.fresh,
+    watch: Callable[[], Sequence[Checker[World]]] = checkers.fresh,
     again: bool = False,
     trace: Callable[[str], None] | None = None,
 ) -> Outcome:

@@ -7,57 +7,25 @@ until nothing more fits in flight. Everything that happens follows from the `Cas
 from __future__ import annotations
 
 import hashlib
-import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import msgspec
 
 from moonlang.base.clock import NS_PER_MS
-from moonlang.core.messages import Generate, StreamHead, TokenDelta
-from moonlang.core.plan import StepPlan, TokenLogprob
-from moonlang.core.request import Finish
+from moonlang.core.messages import Generate, TokenDelta
 from moonlang.core.sampling import GrammarSpec
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import SchedulerConfig
+from moonlang.sim.agenda import Agenda
+from moonlang.sim.client import Client
 from moonlang.sim.executor import ChainExecutor, PagedCells, Pipeline
+from moonlang.sim.stage import Checker
 from moonlang.sim.violation import Violation
 from moonlang.sim.workload import Case, Script, compile_error, compile_ns
 
 _HOUR_NS = 3_600_000 * NS_PER_MS
 _LATE_WAKE = 0.1  # share of steps that begin late, so that several things have happened by then
-
-
-@dataclass(slots=True)
-class Client:
-    """One request seen from outside: what was asked, and what has been delivered so far."""
-
-    script: Script
-    prompt: tuple[int, ...]
-    sent_ns: int
-    hung_up_ns: int | None = None
-    stopped: bool = False  # its stop string has come: nothing more is to be delivered
-    tokens: list[int] = field(default_factory=list)
-    output: list[TokenLogprob] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    head: StreamHead | None = None
-    finish: Finish | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """Nothing more may be delivered."""
-        return self.stopped or self.finish is not None
-
-
-class Checker(Protocol):
-    """Looks on and raises Violation. Called after each plan, each delta, each step, and when everything has drained."""
-
-    def on_plan(self, world: World, plan: StepPlan) -> None: ...
-    def on_delta(self, world: World, delta: TokenDelta) -> None: ...
-    def after_step(self, world: World) -> None: ...
-    def at_end(self, world: World) -> None: ...
 
 
 class World:
@@ -66,7 +34,7 @@ class World:
     def __init__(
         self,
         case: Case,
-        checkers: Sequence[Checker],
+        checkers: Sequence[Checker[World]],
         make_scheduler: Callable[[SchedulerConfig], Scheduler] = Scheduler,
         trace: Callable[[str], None] | None = None,
     ) -> None:
@@ -80,13 +48,12 @@ class World:
         )
         self.clients: dict[str, Client] = {}
         self._live: dict[str, Client] = {}
-        self.now_ns = 0
         self.steps = 0
         self._checkers = checkers
         self._trace = trace
         self._rng = random.Random(case.seed)
-        self._events: list[tuple[int, int, Callable[[], None]]] = []
-        self._event_count = 0
+        self._agenda = Agenda()
+        self._at = self._agenda.at
         self._digest = hashlib.blake2b(digest_size=16)
         self._followers: dict[int, list[Script]] = {}
         for script in case.scripts:
@@ -98,6 +65,14 @@ class World:
             self._at(time_ns, self._flush)
         for time_ns in case.abort_all_at_ns:
             self._at(time_ns, self._abort_all)
+
+    @property
+    def now_ns(self) -> int:
+        return self._agenda.now_ns
+
+    @property
+    def config(self) -> SchedulerConfig:
+        return self.case.config
 
     @property
     def digest(self) -> str:
@@ -113,7 +88,7 @@ class World:
         """Until nothing is left to happen; Violation at the first thing that is wrong."""
         while (next_ns := self._next_ns()) is not None:
             late_ns = self._rng.randrange(3 * self.case.plan_ns) if self._rng.random() < _LATE_WAKE else 0
-            self.now_ns = max(self.now_ns, next_ns) + late_ns
+            self._agenda.now_ns = max(self.now_ns, next_ns) + late_ns
             self._step()
         for checker in self._checkers:
             checker.at_end(self)
@@ -124,8 +99,7 @@ class World:
         self.steps += 1
         if self.now_ns > _HOUR_NS:
             raise Violation("liveness", "the run does not end within a virtual hour")
-        while self._events and self._events[0][0] <= self.now_ns:
-            heapq.heappop(self._events)[2]()
+        self._agenda.run_due()
         while self.pipeline.next_ns is not None and self.pipeline.next_ns <= self.now_ns:
             result = self.pipeline.finish()
             self._say("done  ", result)
@@ -144,15 +118,11 @@ class World:
 
     def _next_ns(self) -> int | None:
         times = (
-            self._events[0][0] if self._events else None,
+            self._agenda.next_ns,
             self.pipeline.next_ns,
             self.scheduler.next_wake_ns(),
         )
         return min((time_ns for time_ns in times if time_ns is not None), default=None)
-
-    def _at(self, time_ns: int, action: Callable[[], None]) -> None:
-        self._event_count += 1
-        heapq.heappush(self._events, (time_ns, self._event_count, action))
 
     # ---- what comes from outside
 
@@ -219,11 +189,7 @@ class World:
             self._deliver(self.clients[delta.rid], delta)
 
     def _deliver(self, client: Client, delta: TokenDelta) -> None:
-        client.tokens.extend(delta.tokens)
-        client.output.extend(delta.output)
-        client.prompt_logprobs.extend(delta.prompt)
-        client.head = client.head or delta.head
-        client.finish = delta.finish
+        client.take(delta)
         if delta.finish is not None:
             self._finished(client)
         elif _reached(client, client.script.abort_at_tokens):

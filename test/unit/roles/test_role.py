@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
+from moonlang.base.wakeup import Wakeup
 from moonlang.core.messages import StopHit
 from moonlang.messaging.inproc import Hub, InprocEndpoint
-from moonlang.messaging.wakeup import Wakeup
 from moonlang.roles.heartbeat import Heartbeat
 from moonlang.roles.role import NEVER_NS, drive
 from moonlang.roles.watchdog import Watchdog

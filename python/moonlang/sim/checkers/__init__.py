@@ -9,9 +9,10 @@ from moonlang.sim.checkers.liveness import Liveness
 from moonlang.sim.checkers.order import Order
 from moonlang.sim.checkers.pages import Pages
 from moonlang.sim.checkers.radix import Radix
-from moonlang.sim.world import Checker
+from moonlang.sim.stage import Checker
+from moonlang.sim.world import World
 
 
-def fresh() -> list[Checker]:
+def fresh() -> list[Checker[World]]:
     """All checkers, without memory of another run. Replay equality needs two runs: see `replay`."""
     return [Delivery(), Radix(), Pages(), Isolation(), Bounds(), Order(), Liveness()]

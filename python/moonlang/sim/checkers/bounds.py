@@ -5,17 +5,17 @@ from __future__ import annotations
 from moonlang.core.plan import StepPlan
 from moonlang.sim import inside
 from moonlang.sim.checkers.watch import Watch
+from moonlang.sim.stage import Stage
 from moonlang.sim.violation import Violation
-from moonlang.sim.world import World
 
 _NAME = "bounds"
 
 
-class Bounds(Watch):
+class Bounds(Watch[Stage]):
     """Slots, plans in flight, rows and tokens of a plan, length of the queue."""
 
-    def on_plan(self, world: World, plan: StepPlan) -> None:
-        config = world.case.config
+    def on_plan(self, stage: Stage, plan: StepPlan) -> None:
+        config = stage.config
         slots = [row.slot for row in plan.rows]
         if not slots or len(dict.fromkeys(slots)) != len(slots):
             raise Violation(_NAME, f"plan {plan.plan_id} has no row, or two rows for a slot: {slots}")
@@ -25,15 +25,15 @@ class Bounds(Watch):
         tenants = dict.fromkeys((row.slot, row.epoch) for row in plan.rows)
         if any((start.slot, start.epoch) not in tenants for start in plan.starts):
             raise Violation(_NAME, f"plan {plan.plan_id} starts a request without a row for it")
-        if len(world.pipeline) > config.depth:
-            raise Violation(_NAME, f"{len(world.pipeline)} plans are in flight")
-        self._check_budget(world, plan, sum(decode))
+        if len(stage.pipeline) > config.depth:
+            raise Violation(_NAME, f"{len(stage.pipeline)} plans are in flight")
+        self._check_budget(stage, plan, sum(decode))
         if config.prefill_max_requests is not None and len(plan.starts) > config.prefill_max_requests:
             raise Violation(_NAME, f"plan {plan.plan_id} admits {len(plan.starts)} requests")
 
-    def _check_budget(self, world: World, plan: StepPlan, decode_rows: int) -> None:
+    def _check_budget(self, stage: Stage, plan: StepPlan, decode_rows: int) -> None:
         """Prompt tokens: the chunk left by decode rows, at least a page; or, uncut, the prefill bound or one prompt."""
-        config = world.case.config
+        config = stage.config
         lengths = [row.length for row in plan.rows[decode_rows:]]
         if config.chunk_tokens is not None:
             most = max(config.chunk_tokens - decode_rows, config.page_size)
@@ -42,8 +42,8 @@ class Bounds(Watch):
         if sum(lengths) > most:
             raise Violation(_NAME, f"plan {plan.plan_id} computes {lengths} prompt tokens, at most {most} are allowed")
 
-    def after_step(self, world: World) -> None:
-        config, scheduler = world.case.config, world.scheduler
+    def after_step(self, stage: Stage) -> None:
+        config, scheduler = stage.config, stage.scheduler
         running = inside.running(scheduler)
         slots = [request.slot for request in running]
         if len(dict.fromkeys(slots)) != len(slots) or not all(0 <= slot < config.max_running for slot in slots):

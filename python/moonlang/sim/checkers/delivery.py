@@ -9,13 +9,14 @@ from moonlang.core.messages import TokenDelta
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish
 from moonlang.sim.checkers.watch import Watch
+from moonlang.sim.client import Client
 from moonlang.sim.violation import Violation
-from moonlang.sim.world import Client, World
+from moonlang.sim.world import World
 
 _NAME = "delivery"
 
 
-class Delivery(Watch):
+class Delivery(Watch[World]):
     """Compares every delta with the answer that follows from the prompt alone."""
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Delivery(Watch):
     def _check_head(self, world: World, client: Client, delta: TokenDelta) -> None:
         head, size = delta.head, len(client.prompt)
         assert head is not None
-        whole_pages = head.cached_tokens % world.case.config.page_size == 0
+        whole_pages = head.cached_tokens % world.config.page_size == 0
         if head.prompt_tokens != size or not 0 <= head.cached_tokens < max(1, size) or not whole_pages:
             raise Violation(_NAME, f"{delta} has a wrong head for a prompt of {len(client.prompt)} tokens")
 
@@ -95,7 +96,7 @@ def _entries(tokens: Sequence[int], first: int) -> list[TokenLogprob]:
 
 def longest_sequence(world: World) -> int:
     """Tokens that a sequence may have at most: the context, or all pages but the one that is never used."""
-    config = world.case.config
+    config = world.config
     return min(config.context_length, (config.num_pages - 1) * config.page_size)
 
 
@@ -116,7 +117,7 @@ def _may_abort(world: World, client: Client, finish: Finish) -> bool:
     if finish.status == 500:
         return script.poison_at is not None
     if finish.status == 503:
-        return world.case.config.max_queued is not None
+        return world.config.max_queued is not None
     if finish.status == 400:
         grammar = script.sampling.grammar
         too_long = len(client.prompt) >= longest_sequence(world)

@@ -5,24 +5,24 @@ from __future__ import annotations
 from moonlang.core.plan import StepPlan
 from moonlang.sim import inside
 from moonlang.sim.checkers.watch import Watch
+from moonlang.sim.stage import Stage
 from moonlang.sim.violation import Violation
-from moonlang.sim.world import World
 
 _NAME = "isolation"
 
 
-class Isolation(Watch):
+class Isolation(Watch[Stage]):
     """Remembers for every page under which key it was written last: the tokens of the oracle know no key."""
 
     def __init__(self) -> None:
         self._tables: dict[int, list[int]] = {}  # slot -> page table of its newest tenant
         self._keys: dict[int, str] = {}  # page -> key of its last writer
 
-    def on_plan(self, world: World, plan: StepPlan) -> None:
-        size = world.case.config.page_size
+    def on_plan(self, stage: Stage, plan: StepPlan) -> None:
+        size = stage.config.page_size
         for start in plan.starts:
             self._tables[start.slot] = []
-        by_epoch = {request.epoch: request for request in inside.running(world.scheduler)}
+        by_epoch = {request.epoch: request for request in inside.running(stage.scheduler)}
         for row in plan.rows:
             request = by_epoch[row.epoch]
             table = self._tables[row.slot]

@@ -12,7 +12,7 @@ _PLANS_PER_TOKEN = 3  # retraction and preemption compute tokens again, but not 
 _PLANS_MORE = 200
 
 
-class Liveness(Watch):
+class Liveness(Watch[World]):
     """Bounds on waiting, in steps and in virtual time."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Liveness(Watch):
 
     def on_plan(self, world: World, plan: object) -> None:
         self._plans += 1
-        config = world.case.config
+        config = world.config
         longest = config.context_length
         most = _PLANS_MORE + _PLANS_PER_TOKEN * longest * len(world.case.scripts)
         if self._plans > most:

@@ -7,23 +7,23 @@ from moonlang.core.request import Request
 from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim import inside
 from moonlang.sim.checkers.watch import Watch
+from moonlang.sim.stage import Stage
 from moonlang.sim.violation import Violation
-from moonlang.sim.world import World
 
 _NAME = "order"
 
 
-class Order(Watch):
+class Order(Watch[Stage]):
     """Looks at the queue that a plan with admissions leaves behind."""
 
-    def on_plan(self, world: World, plan: StepPlan) -> None:
+    def on_plan(self, stage: Stage, plan: StepPlan) -> None:
         if not plan.starts:
             return
-        config = world.case.config
-        running = inside.running(world.scheduler)
+        config = stage.config
+        running = inside.running(stage.scheduler)
         by_epoch = {request.epoch: request for request in running}
         admitted = [by_epoch[start.epoch] for start in plan.starts]
-        for waiting in inside.waiting(world.scheduler):
+        for waiting in inside.waiting(stage.scheduler):
             passed = [r for r in admitted if _rank(waiting, config) < _rank(r, config)]
             if passed and not any(_shares(waiting, r, config) for r in running):
                 raise Violation(_NAME, f"{passed[0].rid} is admitted while {waiting.rid} waits, which comes first")

@@ -7,22 +7,22 @@ from moonlang.core.plan import Row, StepPlan
 from moonlang.mem_cache.pool import Owner
 from moonlang.sim import inside
 from moonlang.sim.checkers.watch import Watch, is_due
+from moonlang.sim.stage import Stage
 from moonlang.sim.violation import Violation
-from moonlang.sim.world import World
 
 _NAME = "pages"
 
 
-class Pages(Watch):
+class Pages(Watch[Stage]):
     """Keeps the page tables that the plans describe, and compares them with the ledger."""
 
     def __init__(self) -> None:
         self._tables: dict[int, list[int]] = {}  # slot -> page table of its newest tenant
         self._written: dict[int, list[int]] = {}  # plan id -> pages that the plan writes to
 
-    def on_plan(self, world: World, plan: StepPlan) -> None:
-        owners = inside.owners(world.scheduler)
-        size = world.case.config.page_size
+    def on_plan(self, stage: Stage, plan: StepPlan) -> None:
+        owners = inside.owners(stage.scheduler)
+        size = stage.config.page_size
         for start in plan.starts:
             self._tables[start.slot] = []
         written: list[int] = []
@@ -37,29 +37,29 @@ class Pages(Watch):
             written += table[first : last + 1]
         self._written[plan.plan_id] = written
 
-    def after_step(self, world: World) -> None:
-        owners = inside.owners(world.scheduler)
-        self._written = {plan.plan_id: self._written[plan.plan_id] for plan in world.pipeline.plans}
+    def after_step(self, stage: Stage) -> None:
+        owners = inside.owners(stage.scheduler)
+        self._written = {plan.plan_id: self._written[plan.plan_id] for plan in stage.pipeline.plans}
         for plan_id, pages in self._written.items():
             # A page that is only read may be freed: its next tenant writes in a later plan.
             free = [page for page in pages if owners[page] == Owner.FREE]
             if free:
                 raise Violation(_NAME, f"pages {free} are free while plan {plan_id} writes to them")
-        if is_due(world):
-            self._count(world)
+        if is_due(stage):
+            self._count(stage)
 
-    def at_end(self, world: World) -> None:
-        self._count(world)
-        scheduler = world.scheduler
+    def at_end(self, stage: Stage) -> None:
+        self._count(stage)
+        scheduler = stage.scheduler
         pool = inside.pool(scheduler)
         if not scheduler.idle or not scheduler.flush_cache():
             raise Violation(_NAME, "the scheduler is not idle at the end")
         if pool.free != pool.capacity:
             raise Violation(_NAME, f"{pool.capacity - pool.free} of {pool.capacity} pages are lost at the end")
 
-    def _count(self, world: World) -> None:
+    def _count(self, stage: Stage) -> None:
         """Sum up the owners from what the holders hold, not from the ledger's counters."""
-        scheduler = world.scheduler
+        scheduler = stage.scheduler
         pool, owners = inside.pool(scheduler), inside.owners(scheduler)
         cached = [page for node in inside.cache(scheduler).nodes() for page in node.pages]
         leased = [page for r in inside.running(scheduler) if r.lease for page in r.lease.pages[r.lease.shared :]]

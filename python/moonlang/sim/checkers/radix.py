@@ -5,31 +5,31 @@ from __future__ import annotations
 from moonlang.mem_cache.radix import Node
 from moonlang.sim import inside
 from moonlang.sim.checkers.watch import Watch, is_due
+from moonlang.sim.stage import Stage
 from moonlang.sim.violation import Violation
-from moonlang.sim.world import World
 
 _NAME = "radix"
 
 
-class Radix(Watch):
+class Radix(Watch[Stage]):
     """Whole pages, keyed by the first page, no empty node, one lock per running request on every node of its prefix."""
 
-    def after_step(self, world: World) -> None:
-        if is_due(world):
-            check_tree(world)
+    def after_step(self, stage: Stage) -> None:
+        if is_due(stage):
+            check_tree(stage)
 
-    def at_end(self, world: World) -> None:
-        check_tree(world)
-        locked = [node.id for node in inside.cache(world.scheduler).nodes() if node.locks]
+    def at_end(self, stage: Stage) -> None:
+        check_tree(stage)
+        locked = [node.id for node in inside.cache(stage.scheduler).nodes() if node.locks]
         if locked:
             raise Violation(_NAME, f"nodes {locked} are locked although nothing runs")
 
 
-def check_tree(world: World) -> None:
+def check_tree(stage: Stage) -> None:
     """Violation unless the tree of this world's scheduler is sound."""
-    size = world.case.config.page_size
-    holders = _holders(world)
-    for node in inside.cache(world.scheduler).nodes():
+    size = stage.config.page_size
+    holders = _holders(stage)
+    for node in inside.cache(stage.scheduler).nodes():
         if not node.tokens or len(node.tokens) % size or len(node.tokens) != size * len(node.pages):
             raise Violation(_NAME, f"node {node.id} has {len(node.tokens)} tokens in {len(node.pages)} pages of {size}")
         parent = node.parent
@@ -44,10 +44,10 @@ def check_tree(world: World) -> None:
             raise Violation(_NAME, f"node {node.id} has {node.locks} locks and {holders.get(node.id, 0)} holders")
 
 
-def _holders(world: World) -> dict[int, int]:
+def _holders(stage: Stage) -> dict[int, int]:
     """Node id -> running requests whose prefix goes through it."""
     holders: dict[int, int] = {}
-    for request in inside.running(world.scheduler):
+    for request in inside.running(stage.scheduler):
         lease = request.lease
         node: Node | None = lease.prefix.node if lease is not None else None
         while node is not None:

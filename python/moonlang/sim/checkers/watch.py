@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 from moonlang.core.messages import TokenDelta
 from moonlang.core.plan import StepPlan
-from moonlang.sim.world import World
+from moonlang.sim.stage import Stage
+
+Seen = TypeVar("Seen")
 
 _EVERY_STEP_PAGES = 200  # pools up to this size are walked after every step, larger ones less often
 _SOME_STEPS = 16
 
 
-class Watch:
-    """Does nothing at each hook of `world.Checker`."""
+class Watch(Generic[Seen]):
+    """Does nothing at each hook of `stage.Checker`."""
 
-    def on_plan(self, world: World, plan: StepPlan) -> None:
+    def on_plan(self, seen: Seen, plan: StepPlan, /) -> None:
         return None
 
-    def on_delta(self, world: World, delta: TokenDelta) -> None:
+    def on_delta(self, seen: Seen, delta: TokenDelta, /) -> None:
         return None
 
-    def after_step(self, world: World) -> None:
+    def after_step(self, seen: Seen, /) -> None:
         return None
 
-    def at_end(self, world: World) -> None:
+    def at_end(self, seen: Seen, /) -> None:
         return None
 
 
-def is_due(world: World) -> bool:
+def is_due(stage: Stage) -> bool:
     """Whether this step is one of those after which the whole pool is walked."""
-    return world.case.config.num_pages <= _EVERY_STEP_PAGES or world.steps % _SOME_STEPS == 0
+    return stage.config.num_pages <= _EVERY_STEP_PAGES or stage.steps % _SOME_STEPS == 0

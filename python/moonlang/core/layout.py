@@ -1,0 +1,125 @@
+"""Which bytes of a page go where when two instances split the KV heads differently. Pure arithmetic, no bytes moved.
+
+A page is `[layer][k|v][kv_head][token][dim]`. With equal shards a run of layers is one span; otherwise the heads that
+source and target rank have in common are a span for each layer and each of k and v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from moonlang.core.kv import KvRegion, KvSchema, unsharded
+from moonlang.core.pairing import Pushed, Span
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Heads that rank `source` of one instance has and rank `target` of the other one needs.
+
+    source_head, target_head: where they begin, counted within the rank; heads: how many.
+    """
+
+    source: int
+    target: int
+    source_head: int
+    target_head: int
+    heads: int
+    source_schema: KvSchema
+    target_schema: KvSchema
+
+    def spans(self, first: int, end: int) -> tuple[Span, ...]:
+        """What to copy of each page for layers [first, end)."""
+        head_bytes = _head_bytes(self.source_schema)
+        source_heads, target_heads = self.source_schema.num_kv_heads, self.target_schema.num_kv_heads
+        if self.heads == source_heads == target_heads:
+            layer_bytes = 2 * self.heads * head_bytes
+            return (Span(first * layer_bytes, first * layer_bytes, (end - first) * layer_bytes),)
+        return tuple(
+            Span(
+                (half * source_heads + self.source_head) * head_bytes,
+                (half * target_heads + self.target_head) * head_bytes,
+                self.heads * head_bytes,
+            )
+            for half in range(2 * first, 2 * end)  # k and v of each layer
+        )
+
+    def page_bytes(self, layers: int) -> int:
+        """Bytes that `layers` layers of one page have on this route."""
+        return 2 * layers * self.heads * _head_bytes(self.source_schema)
+
+
+def mismatch(source: Sequence[KvRegion], target: Sequence[KvRegion]) -> str:
+    """Why pages of `source` cannot be used by `target`; empty when they can."""
+    mine, theirs = unsharded(source), unsharded(target)
+    for name in KvSchema.__struct_fields__:
+        ours, other = getattr(mine, name), getattr(theirs, name)
+        if ours != other:
+            return f"The instances differ in {name}: {ours} and {other}. Start both with the same model and page size."
+    return ""
+
+
+def routes(source: Sequence[KvRegion], target: Sequence[KvRegion]) -> tuple[Route, ...]:
+    """Routes that bring every head to every target rank that holds it, once. The regions fit (see `mismatch`).
+
+    Ranks may hold copies of the same heads: then targets are spread over the copies.
+    """
+    found: list[Route] = []
+    for rank, region in enumerate(target):
+        head, end = region.first_head, region.first_head + region.schema.num_kv_heads
+        while head < end:
+            holders = [i for i, r in enumerate(source) if r.first_head <= head < r.first_head + r.schema.num_kv_heads]
+            holder = holders[rank * len(holders) // len(target)]
+            origin = source[holder]
+            until = min(end, origin.first_head + origin.schema.num_kv_heads)
+            found.append(
+                Route(
+                    source=holder,
+                    target=rank,
+                    source_head=head - origin.first_head,
+                    target_head=head - region.first_head,
+                    heads=until - head,
+                    source_schema=origin.schema,
+                    target_schema=region.schema,
+                )
+            )
+            head = until
+    return tuple(found)
+
+
+def fits(pushed: Pushed, pages: int, regions: Sequence[KvRegion]) -> bool:
+    """Whether a push stays within `pages` wanted pages and within the page of its rank."""
+    if not (0 <= pushed.rank < len(regions) and pushed.at >= 0 and pushed.count > 0 and pushed.spans):
+        return False
+    page_bytes = regions[pushed.rank].schema.page_bytes
+    inside = all(span.size > 0 and 0 <= span.target <= page_bytes - span.size for span in pushed.spans)
+    return inside and pushed.at + pushed.count <= pages
+
+
+def covered(pushes: Iterable[Pushed], pages: int, regions: Sequence[KvRegion]) -> bool:
+    """Whether the pushes write every byte of every one of `pages` pages in every rank exactly once."""
+    by_rank: list[list[Pushed]] = [[] for _ in regions]
+    for pushed in pushes:
+        by_rank[pushed.rank].append(pushed)
+    return pages == 0 or all(
+        _tiled(mine, pages, region.schema.page_bytes) for mine, region in zip(by_rank, regions, strict=True)
+    )
+
+
+def _tiled(pushes: Sequence[Pushed], pages: int, page_bytes: int) -> bool:
+    """Between two neighbouring page boundaries of pushes all pages are written alike: look at each such run once."""
+    cuts = sorted(dict.fromkeys([0, pages, *(p.at for p in pushes), *(p.at + p.count for p in pushes)]))
+    for begin, end in zip(cuts, cuts[1:], strict=False):
+        at = 0
+        spans = [span for p in pushes if p.at <= begin and end <= p.at + p.count for span in p.spans]
+        for span in sorted(spans, key=lambda s: s.target):
+            if span.target != at:
+                return False
+            at += span.size
+        if at != page_bytes:
+            return False
+    return cuts[-1] == pages
+
+
+def _head_bytes(schema: KvSchema) -> int:
+    return schema.page_size * schema.head_dim * schema.itemsize

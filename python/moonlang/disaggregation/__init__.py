@@ -1,0 +1,1 @@
+"""Prefill and decode on different servers: how instances find each other, talk, and move pages of keys and values."""
