@@ -7,8 +7,6 @@ slow costs its callers nothing but misses; one op then tries whether it is back.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from moonlang.base import log
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from moonlang.base.errors import PeerError
-from moonlang.base.wakeup import Wakeup
+from moonlang.channels.worker import WorkerChannel
 from moonlang.core.kv import KvRegion
 from moonlang.core.pairing import Span
 from moonlang.core.storage import Clear, Load, Probe, Save, StoreOp
@@ -123,24 +121,15 @@ class StoreOptions:
     patience_ns: int = 2000 * NS_PER_MS
 
 
-class StoreChannel:
+class StoreChannel(WorkerChannel[StoreOp]):
     """A KvStore around a PageStore. Owned by one thread."""
 
     def __init__(self, store: PageStore, options: StoreOptions, *, clock: Callable[[], int] = monotonic_ns) -> None:
+        super().__init__(store.name, clock)
         self.totals = StoreTotals()
         self._store = store
         self._options = options
-        self._clock = clock
         self._breaker = Breaker()
-        self._lock = threading.Lock()
-        self._queue: deque[tuple[Ticket, StoreOp]] = deque()
-        self._ready = threading.Semaphore(0)
-        self._done: deque[Completion] = deque()
-        self._wakeup = Wakeup()
-        self._began_ns: int | None = None  # of the op under way
-        self._closing = False
-        self._next = 0
-        self._worker: threading.Thread | None = None
         self._pages: _Pages
 
     def register(self, device: KvRegion) -> None:
@@ -148,82 +137,40 @@ class StoreChannel:
         headers = np.zeros((self._options.batch_pages, HEADER_BYTES), np.uint8)
         self._store.attach(pool, headers)
         self._pages = _Pages(pool, headers, device, self._options.model)
-        self._worker = threading.Thread(target=self._work, name="kv-store", daemon=True)
-        self._worker.start()
 
     def submit(self, op: StoreOp) -> Ticket:
-        ticket = Ticket(self._next, self._store.name)
-        self._next += 1
-        now_ns = self._clock()
-        with self._lock:
-            began_ns = self._began_ns
-            overdue = began_ns is not None and now_ns - began_ns > self._options.patience_ns
-            if overdue or len(self._queue) >= _MOST_QUEUED or not self._breaker.allows(now_ns):
-                cause = "overdue" if overdue else "queue full" if len(self._queue) >= _MOST_QUEUED else "paused"
-                self._fail(ticket, cause, "The store does not answer in time.")
-                return ticket
-            self._queue.append((ticket, op))
-        self._ready.release()
+        cause = self._why_not()
+        if not cause:
+            return super().submit(op)
+        ticket = self._tickets.issue()
+        self._count(cause)
+        self._tickets.complete(Completion(ticket, Outcome.FAILED, error="The store does not answer in time."))
         return ticket
 
-    def poll(self) -> Sequence[Completion]:
-        with self._lock:
-            self._wakeup.clear()
-            found = sorted(self._done, key=lambda completion: completion.ticket.id)
-            self._done.clear()
-        return found
-
-    def cancel(self, ticket: Ticket) -> None:
-        with self._lock:
-            for item in self._queue:
-                if item[0] == ticket:
-                    self._queue.remove(item)
-                    self._done.append(Completion(ticket, Outcome.CANCELLED, error="Cancelled."))
-                    self._wakeup.set()
-                    return
-
-    def fileno(self) -> int:
-        return self._wakeup.fileno()
-
-    def close(self) -> None:
-        """Wait for the op under way, within reason. May be called twice."""
-        if self._closing:
-            return
-        self._closing = True
-        self._ready.release()
-        if self._worker is not None:
-            self._worker.join(_CLOSE_S)
-        if self._worker is None or not self._worker.is_alive():
-            self._store.close()
-        with self._lock:
-            self._wakeup.close()
+    def _why_not(self) -> str:
+        """Why an op fails without being tried; empty when it is to be tried."""
+        if self._running_ns > self._options.patience_ns:
+            return "overdue"
+        if self._queued >= _MOST_QUEUED:
+            return "queue full"
+        return "" if self._breaker.allows(self._clock()) else "paused"
 
     # ---- in the worker
 
-    def _work(self) -> None:
-        while True:
-            self._ready.acquire()
-            with self._lock:
-                if self._closing:
-                    return
-                if not self._queue:
-                    continue  # it was cancelled
-                ticket, op = self._queue.popleft()
-                began_ns = self._began_ns = self._clock()
-            done = self._carry_out(ticket, op, began_ns)
-            now_ns = self._clock()
-            with self._lock:
-                self._began_ns = None
-                if self._closing:
-                    return
-                self.totals.ops += 1
-                self.totals.busy_ns += now_ns - began_ns
-                in_time = now_ns - began_ns <= self._options.patience_ns
-                self._breaker.report(done.outcome is Outcome.OK and in_time, now_ns)
-                self._done.append(done)
-                self._wakeup.set()
+    def _carry_out(self, ticket: Ticket, op: StoreOp) -> Completion:
+        began_ns = self._clock()
+        done = self._attempt(ticket, op, began_ns)
+        now_ns = self._clock()
+        self.totals.ops += 1
+        self.totals.busy_ns += now_ns - began_ns
+        in_time = now_ns - began_ns <= self._options.patience_ns
+        self._breaker.report(done.outcome is Outcome.OK and in_time, now_ns)
+        return done
 
-    def _carry_out(self, ticket: Ticket, op: StoreOp, now_ns: int) -> Completion:
+    def _let_go(self) -> None:
+        self._store.close()
+
+    def _attempt(self, ticket: Ticket, op: StoreOp, now_ns: int) -> Completion:
         try:
             if isinstance(op, Load) and now_ns >= op.deadline_ns:
                 self._count("late")
@@ -276,12 +223,6 @@ class StoreChannel:
     def _save(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, str]:
         self._pages.describe(keys, pages)
         return self._store.write(self._pages.names(keys), pages), ""
-
-    def _fail(self, ticket: Ticket, cause: str, text: str) -> None:
-        """Under the lock."""
-        self._count(cause)
-        self._done.append(Completion(ticket, Outcome.FAILED, error=text))
-        self._wakeup.set()
 
     def _count(self, cause: str) -> None:
         self.totals.failures[cause] = self.totals.failures.get(cause, 0) + 1
