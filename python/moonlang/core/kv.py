@@ -38,15 +38,14 @@ class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
 class KvRegion(msgspec.Struct, frozen=True, kw_only=True):
     """A pool in memory that other engines may read or write: page i starts at address + i * stride (bytes).
 
-    handle: what another process on this host maps; "" when the memory is private. first_head: with tensor parallelism
-    the pool of one rank holds KV heads [first_head, first_head + num_kv_heads) of the model; its schema counts those.
+    first_head: with tensor parallelism the pool of one rank holds KV heads [first_head, first_head + num_kv_heads) of
+    the model; its schema counts those.
     """
 
     address: int
     stride: int
     num_pages: int
     schema: KvSchema
-    handle: str = ""
     first_head: int = 0
 
 

@@ -14,17 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from moonlang.base import log
-from moonlang.base.clock import NS_PER_S, monotonic_ns
+from moonlang.base.clock import monotonic_ns
 from moonlang.base.errors import BugError, PeerError
+from moonlang.base.process_memory import host_key
 from moonlang.core.kv import KvRegion
 from moonlang.core.pairing import KvCard, Push, TransferOp, Verify
 from moonlang.core.ticket import Completion, Outcome, Ticket
 from moonlang.disaggregation import page_memory
-from moonlang.disaggregation.page_memory import Bytes
-from moonlang.disaggregation.same_host import host_name
-
-_log = log.get(__name__)
 
 _IDLE_S = 60.0  # a lane without work for so long ends; it also closes what it holds of its peer
 _CLOSE_S = 5.0  # how long `close` waits for work that is under way
@@ -46,7 +42,7 @@ class TransferOptions:
 
 
 class Contact(NamedTuple):
-    """How peers reach one region: what the backend dials, and what a process on the same host maps ("": neither)."""
+    """How peers reach one region: what the backend dials, and what a process of the same host needs ("": neither)."""
 
     session: str = ""
     handle: str = ""
@@ -90,11 +86,11 @@ class Mover(Protocol):
 
     name: str
 
-    def register(self, regions: Sequence[KvRegion]) -> Sequence[Contact]:
+    def register(self, regions: Sequence[KvRegion], instance: str) -> Sequence[Contact]:
         """Make the pools known; how peers reach each. ConfigError when that cannot be done here."""
         ...
 
-    def push(self, push: Push, source: Bytes, work: Work) -> int:
+    def push(self, push: Push, work: Work) -> int:
         """Move the bytes, slice by slice, and return their checksum (0 when none is wanted).
 
         On return all of them are in the peer's memory, and on an exception none of them is under way any more.
@@ -115,7 +111,7 @@ class TransferChannel:
     def __init__(self, mover: Mover, options: TransferOptions) -> None:
         self._mover = mover
         self._options = options
-        self._pools: list[Bytes] = []
+        self._regions: Sequence[KvRegion] = ()
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._open: dict[int, Work] = {}
@@ -124,14 +120,14 @@ class TransferChannel:
         self._next = 0
 
     def register(self, regions: Sequence[KvRegion], instance: str) -> KvCard:
-        if self._pools:
+        if self._regions:
             raise BugError("KvTransfer.register was called twice.")
-        self._pools = [page_memory.of_region(region) for region in regions]
-        contacts = self._mover.register(regions)
+        self._regions = regions
+        contacts = self._mover.register(regions, instance)
         return KvCard(
             instance=instance,
             backend=self._mover.name,
-            host=host_name(),
+            host=host_key(),
             regions=tuple(regions),
             sessions=tuple(contact.session for contact in contacts),
             handles=tuple(contact.handle for contact in contacts),
@@ -194,7 +190,7 @@ class TransferChannel:
         op = work.op
         try:
             work.go_on()
-            value = self._push(op, work) if isinstance(op, Push) else self._verify(op)
+            value = self._mover.push(op, work) if isinstance(op, Push) else self._verify(op)
         except StoppedError as stopped:
             self._complete(work, stopped.outcome, str(stopped))
         except PeerError as error:
@@ -216,13 +212,10 @@ class TransferChannel:
         if instance != _HERE:
             self._mover.forget(instance)
 
-    def _push(self, push: Push, work: Work) -> int:
-        return self._mover.push(push, self._pools[push.source_rank], work)
-
     def _verify(self, verify: Verify) -> int:
         if not self._options.checksum:
             return 0
-        return page_memory.sum_pages_by(self._pools[verify.rank], verify.pages, verify.spans, at_target=True)
+        return page_memory.checksum(self._regions[verify.rank], verify.pages, verify.spans, landed=True)
 
     def _complete(
         self, work: Work, outcome: Outcome, error: str = "", *, count: int = 0, size: int = 0, value: int = 0

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from moonlang.core.kv import KvRegion
 from moonlang.core.pairing import Push
 from moonlang.disaggregation.channel import Contact, TransferChannel, TransferOptions, Work
-from moonlang.disaggregation.page_memory import Bytes
 
 
 class NothingMover:
@@ -20,10 +19,10 @@ class NothingMover:
 
     name = "fake"
 
-    def register(self, regions: Sequence[KvRegion]) -> Sequence[Contact]:
+    def register(self, regions: Sequence[KvRegion], instance: str) -> Sequence[Contact]:
         return [Contact() for _ in regions]
 
-    def push(self, push: Push, source: Bytes, work: Work) -> int:
+    def push(self, push: Push, work: Work) -> int:
         work.go_on()
         return 0
 

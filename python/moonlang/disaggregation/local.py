@@ -1,75 +1,79 @@
-"""Transfer between instances of one host, without Mooncake: the prefill instance maps decode's pool and copies into it.
-
-Needs pools in shared memory (`KvPool` with `shared`), which both instances have when the backend is `local`.
-"""
+"""Transfer between instances of one host, without Mooncake: prefill writes straight into decode's memory."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from moonlang.base.errors import ConfigError, PeerError
+from moonlang.base.process_memory import Doorplate, ProcessMemory, host_key
 from moonlang.core.kv import KvRegion
 from moonlang.core.pairing import KvCard, Push
 from moonlang.disaggregation import page_memory
 from moonlang.disaggregation.channel import Contact, TransferChannel, TransferOptions, Work
-from moonlang.disaggregation.page_memory import Bytes
-from moonlang.disaggregation.same_host import attach, host_name
 
-SLICE_BYTES = 1 << 20  # copied between two looks at whether to go on; 0.2 ms
+SLICE_BYTES = 1 << 20  # written between two looks at whether to go on: 0.2 ms
 
 
-class SharedMemoryMover:
-    """See channel.Mover. Copy and checksum are one pass over the bytes."""
+class LocalMover:
+    """See channel.Mover."""
 
     name = "local"
 
     def __init__(self, options: TransferOptions) -> None:
         self._checksum = options.checksum
-        self._pools: dict[tuple[str, int], Bytes] = {}  # by instance and rank
+        self._regions: Sequence[KvRegion] = ()
+        self._plate: Doorplate | None = None
+        self._peers: dict[str, ProcessMemory] = {}
 
-    def register(self, regions: Sequence[KvRegion]) -> Sequence[Contact]:
-        if not all(region.handle for region in regions):
+    def register(self, regions: Sequence[KvRegion], instance: str) -> Sequence[Contact]:
+        if not host_key():
             raise ConfigError(
-                "--disaggregation-transfer-backend local needs a KV pool in shared memory, which only a CPU has.",
+                "--disaggregation-transfer-backend local does not work on this system.",
                 hint="Use --disaggregation-transfer-backend mooncake.",
             )
-        return [Contact(handle=region.handle) for region in regions]
+        self._regions = regions
+        self._plate = Doorplate(_tag(instance))
+        return [Contact(handle=self._plate.handle) for _ in regions]
 
-    def push(self, push: Push, source: Bytes, work: Work) -> int:
-        target = self._attached(push.peer, push.target_rank)
-        sums = np.zeros((len(push.spans), len(push.source)), np.uint64)
-        for row, span in zip(sums, push.spans, strict=True):
-            together = max(1, SLICE_BYTES // span.size)
-            for at in range(0, len(push.source), together):
-                work.go_on()
-                some = slice(at, at + together)
-                wanted = row[some] if self._checksum else None
-                page_memory.copy(source, push.source[some], target, push.target[some], span, wanted)
-        return page_memory.total(sums) if self._checksum else 0
+    def push(self, push: Push, work: Work) -> int:
+        here = self._regions[push.source_rank]
+        memory = self._memory(push.peer, push.target_rank)
+        value = page_memory.checksum(here, push.source, push.spans, landed=False) if self._checksum else 0
+        found = page_memory.cut(page_memory.runs(push, here, push.peer.regions[push.target_rank]), SLICE_BYTES)
+        slices = np.cumsum(found.sizes.astype(np.int64)) // SLICE_BYTES
+        for some in np.split(np.arange(len(slices)), np.flatnonzero(np.diff(slices)) + 1):
+            work.go_on()
+            memory.write(found.source[some], found.target[some], found.sizes[some])
+        return value
 
     def forget(self, instance: str) -> None:
-        self._pools = {key: pool for key, pool in self._pools.items() if key[0] != instance}
+        self._peers.pop(instance, None)
 
     def close(self) -> None:
-        self._pools = {}
+        self._peers.clear()
 
-    def _attached(self, peer: KvCard, rank: int) -> Bytes:
-        pool = self._pools.get((peer.instance, rank))
-        if pool is None:
-            if peer.host != host_name():
+    def _memory(self, peer: KvCard, rank: int) -> ProcessMemory:
+        memory = self._peers.get(peer.instance)
+        if memory is None:
+            if peer.host != host_key():
                 raise PeerError(
-                    "The decode instance is on another host, in another container, or runs as another user.",
+                    "The decode instance is on another host, or in another container.",
                     hint="Use --disaggregation-transfer-backend mooncake on both.",
                 )
-            pool = self._pools[peer.instance, rank] = attach(peer.regions[rank], peer.handles[rank])
-        return pool
+            memory = self._peers[peer.instance] = ProcessMemory(peer.handles[rank], _tag(peer.instance))
+        return memory
+
+
+def _tag(instance: str) -> bytes:
+    return hashlib.sha256(instance.encode()).digest()
 
 
 def open_transfer(options: TransferOptions) -> TransferChannel:
     """The KvTransfer of this backend."""
-    return TransferChannel(SharedMemoryMover(options), options)
+    return TransferChannel(LocalMover(options), options)
 
 
 BACKEND = open_transfer

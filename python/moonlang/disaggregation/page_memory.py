@@ -1,83 +1,62 @@
-"""Pools as arrays of bytes: copies and checksums of spans of pages, with the CPU kernels where they are installed.
-
-A checksum of a push covers the spans one after the other, and within a span the pages in the order given. Both sides
-must compute it the same way: `METHOD` names how, and instances compare it when they connect.
-"""
+"""Pages as runs of bytes: what a push copies from where to where, and the checksum over it."""
 
 from __future__ import annotations
 
-import ctypes
-import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moonlang.config.host import cpu_kernels
+from moonlang.base.checksum import Checksum
 from moonlang.core.kv import KvRegion
-from moonlang.core.pairing import Span
+from moonlang.core.pairing import Push, Span
 
-Bytes = NDArray[np.uint8]
+SUMS = "xxh3"  # how checksums are computed; both sides must do it alike
 
-METHOD = "kernel" if cpu_kernels() else "crc32"
-
-
-def of_region(region: KvRegion) -> Bytes:
-    """[P, page bytes]: the pool's own memory, not a copy. It must outlive the array."""
-    if region.stride != region.schema.page_bytes:
-        raise ValueError(f"pages lie {region.stride} bytes apart and have {region.schema.page_bytes}")
-    size = region.num_pages * region.stride
-    memory = (ctypes.c_uint8 * size).from_address(region.address)
-    return np.frombuffer(memory, np.uint8).reshape(region.num_pages, region.stride)
+Words = NDArray[np.uint64]
 
 
-def copy(
-    source: Bytes,
-    source_pages: Sequence[int],
-    target: Bytes,
-    target_pages: Sequence[int],
-    span: Span,
-    sums: NDArray[np.uint64] | None,
-) -> None:
-    """Copy `span` of every source page to its target page; `sums` [n] receives a checksum per page, None: not wanted.
+class Runs(NamedTuple):
+    """sizes[i] bytes from address source[i] here to address target[i] there, i < n; no two can be joined."""
 
-    Without the interpreter's lock where the kernels are installed.
-    """
-    from_part = source[:, span.source : span.source + span.size]
-    to_part = target[:, span.target : span.target + span.size]
-    if METHOD == "kernel":
-        from sgl_kernel import copy_pages
-
-        copy_pages(from_part, _ids(source_pages), to_part, _ids(target_pages), sums)
-        return
-    to_part[list(target_pages)] = from_part[list(source_pages)]
-    if sums is not None:
-        sums[:] = [zlib.crc32(from_part[page]) for page in source_pages]
+    source: Words
+    target: Words
+    sizes: Words
 
 
-def sum_span(pool: Bytes, pages: Sequence[int], offset: int, size: int, sums: NDArray[np.uint64]) -> None:
-    """`sums` [n] receives the checksum of bytes [offset, offset + size) of each page."""
-    part = pool[:, offset : offset + size]
-    if METHOD == "kernel":
-        from sgl_kernel import sum_pages
-
-        sum_pages(part, _ids(pages), sums)
-    else:
-        sums[:] = [zlib.crc32(part[page]) for page in pages]
-
-
-def total(sums: NDArray[np.uint64]) -> int:
-    """One number, below 2^63, for the checksums of a push, [spans, pages]."""
-    return zlib.crc32(sums) | (int(np.bitwise_xor.reduce(sums, axis=None)) & 0x7FFF_FFFF) << 32
+def runs(push: Push, here: KvRegion, there: KvRegion) -> Runs:
+    """The copies of a push, pages in order and within a page its spans, neighbours on both sides joined."""
+    spans = np.array([(span.source, span.target, span.size) for span in push.spans], np.uint64)
+    source = (_starts(here, push.source)[:, None] + spans[:, 0]).ravel()
+    target = (_starts(there, push.target)[:, None] + spans[:, 1]).ravel()
+    sizes = np.tile(spans[:, 2], len(push.source))
+    ends = source + sizes
+    joins = (source[1:] == ends[:-1]) & (target[1:] == target[:-1] + sizes[:-1])
+    first = np.flatnonzero(np.concatenate(([True], ~joins)))
+    return Runs(source[first], target[first], np.add.reduceat(sizes, first))
 
 
-def sum_pages_by(pool: Bytes, pages: Sequence[int], spans: Sequence[Span], *, at_target: bool) -> int:
-    """The checksum of `spans` of `pages`: by their target side, as landed, or by their source side, as sent."""
-    sums = np.zeros((len(spans), len(pages)), np.uint64)
-    for row, span in zip(sums, spans, strict=True):
-        sum_span(pool, pages, span.target if at_target else span.source, span.size, row)
-    return total(sums)
+def cut(found: Runs, most: int) -> Runs:
+    """The same bytes in runs of at most `most` bytes."""
+    pieces = -(-found.sizes.astype(np.int64) // most)
+    nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    offsets = (nth * most).astype(np.uint64)
+    sizes = np.minimum(np.repeat(found.sizes, pieces) - offsets, np.uint64(most))
+    return Runs(np.repeat(found.source, pieces) + offsets, np.repeat(found.target, pieces) + offsets, sizes)
 
 
-def _ids(pages: Sequence[int]) -> NDArray[np.int32]:
-    return np.asarray(pages, np.int32)
+def checksum(region: KvRegion, pages: Sequence[int], spans: Sequence[Span], *, landed: bool) -> int:
+    """Of `spans` of `pages`, pages in order and within a page its spans: by their target side when they have `landed`
+    here, by their source side when they are to leave."""
+    found = Checksum()
+    parts = [(span.target if landed else span.source, span.size) for span in spans]
+    for page in pages:
+        start = region.address + page * region.stride
+        for offset, size in parts:
+            found.add_memory(start + offset, size)
+    return found.value()
+
+
+def _starts(region: KvRegion, pages: Sequence[int]) -> Words:
+    return np.uint64(region.address) + np.asarray(pages, np.uint64) * np.uint64(region.stride)

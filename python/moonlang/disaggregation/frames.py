@@ -1,0 +1,142 @@
+"""What travels between two instances: length-prefixed msgpack of these types, nothing else.
+
+    connector  Hello  ->            who I am
+    acceptor        <-  Hello       and I; or Rejected, and the end
+    both       Proof <->            I know the cluster's token
+    then       Where, Here, Beat and the messages of core.pairing, in any order
+
+A connection may instead begin with Ask, which is answered by Alive and the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+
+import msgspec
+
+from moonlang.base.errors import PeerError
+from moonlang.core import layout
+from moonlang.core.pairing import Drained, KvCard, Landed, Noted, Pushed, Refuse, Release, Want
+
+VERSION = 1
+MAX_FRAME_BYTES = 8 << 20  # a Want of a million tokens with page size 1 is 5 MB
+MAX_GREETING_BYTES = 64 << 10  # before the peer has proved who it is
+
+_LENGTH = struct.Struct("<I")
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """role: "prefill" or "decode". address: where the sender listens, as it thinks others can reach it.
+    sums: how it computes checksums, "off" when it does not."""
+
+    version: int
+    role: str
+    card: KvCard
+    address: tuple[str, int]
+    sums: str
+    nonce: bytes
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """mac: of the other side's nonce, under the cluster's token."""
+
+    mac: bytes
+
+
+class Rejected(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The connection is not wanted, and why."""
+
+    error: str
+
+
+class Beat(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """I am still here."""
+
+
+class Where(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Tell me when you have the request of this room."""
+
+    room: int
+
+
+class Here(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """I have the request of this room."""
+
+    room: int
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Who is there?"""
+
+
+class Alive(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """This instance is."""
+
+    instance: str
+
+
+Pair = Want | Noted | Pushed | Landed | Release | Drained | Refuse
+Frame = Hello | Proof | Rejected | Beat | Where | Here | Ask | Alive | Pair
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def encode(frame: Frame) -> bytes:
+    body = _encoder.encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Unpacker:
+    """Bytes in, frames out."""
+
+    def __init__(self) -> None:
+        self.limit = MAX_GREETING_BYTES
+        self._bytes = bytearray()
+
+    def feed(self, chunk: bytes) -> list[Frame]:
+        """The frames that are complete. PeerError: too long, or not one of ours."""
+        self._bytes += chunk
+        frames: list[Frame] = []
+        at = 0
+        while len(self._bytes) - at >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._bytes, at)
+            if size > self.limit:
+                raise PeerError(f"A frame of {size} bytes is over the limit of {self.limit} bytes.")
+            end = at + _LENGTH.size + size
+            if len(self._bytes) < end:
+                break
+            try:
+                frames.append(_decoder.decode(bytes(self._bytes[at + _LENGTH.size : end])))
+            except msgspec.DecodeError as error:
+                raise PeerError(f"A frame of {size} bytes is not a message: {error}.") from None
+            at = end
+        del self._bytes[:at]
+        return frames
+
+
+def prove(token: str, nonce: bytes) -> Proof:
+    return Proof(_mac(token, nonce))
+
+
+def proved(proof: Proof, token: str, nonce: bytes) -> bool:
+    return hmac.compare_digest(proof.mac, _mac(token, nonce))
+
+
+def _mac(token: str, nonce: bytes) -> bytes:
+    return hmac.digest(token.encode(), nonce, hashlib.sha256)
+
+
+def mismatch(here: Hello, there: Hello) -> str:
+    """Why these two cannot serve a request together, with both values; "" when they can."""
+    if there.version != here.version:
+        return f"they speak version {there.version} of the protocol, we {here.version}"
+    if there.role == here.role:
+        return f"both are {here.role} instances"
+    if there.card.backend != here.card.backend:
+        return f"their --disaggregation-transfer-backend is {there.card.backend}, ours {here.card.backend}"
+    if there.sums != here.sums:
+        return f"their checksums are {there.sums}, ours {here.sums} (--disaggregation-enable-kv-checksum)"
+    return layout.mismatch(here.card.regions, there.card.regions)
