@@ -6,20 +6,16 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import socket
-from collections.abc import Iterator
-from types import FrameType
-from typing import Any
 
 import uvicorn
 
 from moonlang.base import log
-from moonlang.base.errors import ConfigError, PeerError, RequestError
+from moonlang.base.errors import PeerError, RequestError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.prepare import prepare
 from moonlang.config.server_args import ServerArgs
-from moonlang.entrypoints import generation
+from moonlang.entrypoints import front, generation
 from moonlang.entrypoints.app import build_app
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.describe import served_name
@@ -36,7 +32,6 @@ _log = log.get(__name__)
 
 DRAIN_S = 30  # how long requests may still run after SIGTERM
 LAST_WORDS_S = 0.3  # what a dead engine's clients get to read their error
-BACKLOG = 2048
 WARM_UP = {"text": "The capital city of France is", "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
 WARM_UP_IDS = {"input_ids": [0, 1, 2], "sampling_params": WARM_UP["sampling_params"]}  # without a tokenizer
 
@@ -44,7 +39,7 @@ WARM_UP_IDS = {"input_ids": [0, 1, 2], "sampling_params": WARM_UP["sampling_para
 def serve(args: ServerArgs) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. ConfigError when the configuration cannot work."""
     log.configure("server", args.log_level)
-    with _stopped_by_signals(), _listening(args.host, args.port) as listener:
+    with front.stopped_by_signals(), front.listening(args.host, args.port) as listener:
         prepared = prepare(args)
         cluster = Cluster(prepared.args, prepared.model)
         try:
@@ -66,7 +61,7 @@ def _server(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> _Server:
     special = client.tokenizer.special_tokens if client.tokenizer is not None else {}
     template = ChatTemplate(folder, args.chat_template, name=args.hf_chat_template_name, special_tokens=special)
     app = build_app(client, template, health)
-    _configure_uvicorn_logs(args)
+    front.configure_logs(_http_level(args), args.uvicorn_access_log_exclude_prefixes)
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -76,7 +71,7 @@ def _server(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> _Server:
         log_config=None,
         access_log=_http_level(args) <= logging.INFO,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=front.BACKLOG,
         timeout_graceful_shutdown=DRAIN_S,
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
@@ -110,8 +105,8 @@ def _metrics(args: ServerArgs, model: ModelConfig) -> ServerMetrics:
     )
 
 
-class _Server(uvicorn.Server):
-    """uvicorn with our beginning and end: warm-up before the port opens, exit 0 on signals, soon when a role dies."""
+class _Server(front.Server):
+    """A front with our beginning and end: warm-up before the port opens, an early end when a role dies."""
 
     def __init__(self, config: uvicorn.Config, client: EngineClient, health: Health, cluster: Cluster) -> None:
         super().__init__(config)
@@ -155,12 +150,6 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         self._client.close()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal drains, a second one does not wait. Unlike uvicorn's, it is not raised again at the end."""
-        if self.should_exit:
-            self.force_exit = True
-        self.should_exit = True
-
     def _role_died(self, role: str, status: int) -> None:
         self._client.fail(f"The {role} {describe(status)}.")
         self.exit_status = 1
@@ -171,57 +160,5 @@ class _Server(uvicorn.Server):
         self.force_exit = True
 
 
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Until uvicorn takes over, and after it, signals end the process in order: what was started is stopped."""
-
-    def stop(sig: int, frame: FrameType | None) -> None:
-        raise SystemExit(0)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """The server's socket, bound before the model is loaded so that a taken port is known at once."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"--host {host} cannot be used: {error}.") from error
-    with listener:
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError as error:
-            raise ConfigError(f"Cannot listen on {host}:{port}: {error}.", hint="Choose another --port.") from error
-        yield listener
-
-
 def _http_level(args: ServerArgs) -> int:
     return logging.getLevelNamesMapping()[(args.log_level_http or args.log_level).upper()]
-
-
-def _configure_uvicorn_logs(args: ServerArgs) -> None:
-    """uvicorn's lines in the form of ours."""
-    root = logging.getLogger("uvicorn")
-    root.handlers[:] = logging.getLogger("moonlang").handlers
-    root.propagate = False
-    root.setLevel(_http_level(args))
-    logging.getLogger("uvicorn.error").setLevel(max(_http_level(args), logging.WARNING))
-    excluded = tuple(args.uvicorn_access_log_exclude_prefixes)
-    if excluded:
-        logging.getLogger("uvicorn.access").addFilter(lambda record: not _access_path(record).startswith(excluded))
-
-
-def _access_path(record: logging.LogRecord) -> str:
-    """The path in one of uvicorn's access records: client, method, path, HTTP version, status."""
-    arguments: Any = record.args
-    return str(arguments[2])
