@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+import mooncake_services
 import numpy as np
 import pytest
+from mooncake_services import Master
 
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.core.kv import KvRegion, KvSchema
 from moonlang.core.page_key import PageKeys
 from moonlang.core.storage import Clear, Load, Probe, Save, StoreOp
 from moonlang.core.ticket import Completion, Outcome
+from moonlang.mooncake import store_config
+from moonlang.mooncake.config import Hardware
+from moonlang.mooncake.kv_store import MooncakeStore
 from moonlang.storage.channel import PageStore, StoreChannel, StoreOptions
 from moonlang.storage.faulty import Faults, FaultyStore
 from moonlang.storage.file import FileStore
@@ -60,9 +67,22 @@ class Engine:
 Opener = Callable[[], PageStore]
 
 
-@pytest.fixture(params=["memory", "file"])
+def open_mooncake(master: str, segment: str = "16mb") -> MooncakeStore:
+    extra = {"master_server_address": master, "global_segment_size": segment, "local_buffer_size": "1mb"}
+    return MooncakeStore(store_config.read(extra | {"protocol": "tcp"}, {}, Hardware(), host="127.0.0.1"))
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
+    with mooncake_services.master(tmp_path_factory.mktemp("master")) as running:
+        yield running
+
+
+@pytest.fixture(params=["memory", "file", "mooncake"])
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    """Opens the same store again and again, as several engines do."""
+    """Opens the same store again and again, as several engines do. Keys are fresh for each test."""
+    if request.param == "mooncake":
+        return partial(open_mooncake, request.getfixturevalue("master").address)
     if request.param == "memory":
         objects: OrderedDict[str, bytes] = OrderedDict()
         return lambda: MemoryStore(1 << 20, objects)
@@ -89,9 +109,18 @@ def fill(engine: Engine, pages: Sequence[int], seed: int) -> np.ndarray:
     return content
 
 
+@pytest.fixture(autouse=True)
+def fresh_names() -> None:
+    """A store outlives a test: no test may find another's pages."""
+    _salt.append(os.urandom(8).hex())
+
+
+_salt = [""]
+
+
 def keys(count: int, seed: int = 1) -> list[bytes]:
     tokens = np.random.default_rng(seed).integers(0, 1000, count * 4).tolist()
-    return PageKeys(4).upto(tokens, count)
+    return PageKeys(4, _salt[-1]).upto(tokens, count)
 
 
 def test_what_one_engine_saves_another_loads(engine: Callable[..., Engine]) -> None:

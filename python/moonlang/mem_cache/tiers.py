@@ -221,8 +221,8 @@ class Tiers:
             return
         for key in names[: done.count]:
             self._known.stored(key)
-        if done.count < len(names):
-            self._known.missed(names[done.count], now_ns)
+        for key in names[done.count :]:
+            self._known.missed(key, now_ns)
         if not done.count:
             fetch.reason = "absent"
             return

@@ -111,11 +111,13 @@ class StoreTotals:
 class StoreOptions:
     """What a backend is told once.
 
-    model: names the checkpoint in object names. extra: --hicache-storage-backend-extra-config. patience_ns: an op that
-    takes longer makes later ones fail at once until it has ended.
+    model: names the checkpoint in object names. host: the address of this process for others. extra:
+    --hicache-storage-backend-extra-config. patience_ns: an op that takes longer makes later ones fail at once until it
+    has ended.
     """
 
     model: str
+    host: str = "127.0.0.1"
     extra: dict[str, object] = field(default_factory=dict)
     batch_pages: int = 64
     patience_ns: int = 2000 * NS_PER_MS
