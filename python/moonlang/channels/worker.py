@@ -29,11 +29,12 @@ class WorkerChannel(ABC, Generic[Op]):
         self._began_ns: int | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
         self._name = f"kv-{kind}"
 
     @abstractmethod
     def _carry_out(self, ticket: Ticket, op: Op) -> Completion:
-        """Do it, in the worker. Must not raise."""
+        """Do it, in the worker. What it raises stops the worker and comes out of `poll`."""
 
     @abstractmethod
     def _let_go(self) -> None:
@@ -50,7 +51,10 @@ class WorkerChannel(ABC, Generic[Op]):
         return ticket
 
     def poll(self) -> Sequence[Completion]:
-        return self._tickets.take()
+        done = self._tickets.take()
+        if self._error is not None:
+            raise self._error
+        return done
 
     def cancel(self, ticket: Ticket) -> None:
         """Takes effect when the op has not begun."""
@@ -96,6 +100,11 @@ class WorkerChannel(ABC, Generic[Op]):
                     continue  # it was cancelled
                 ticket, op = self._queue.popleft()
                 self._began_ns = self._clock()
-            done = self._carry_out(ticket, op)
+            try:
+                done = self._carry_out(ticket, op)
+            except BaseException as error:  # noqa: BLE001 - handed over to the polling thread, which raises it
+                self._error = error
+                self._tickets.complete(Completion(ticket, Outcome.FAILED, error=str(error)))
+                return
             self._began_ns = None
             self._tickets.complete(done)

@@ -14,13 +14,12 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
-
 import numpy as np
 
 from moonlang.base import log
 from moonlang.base.errors import ConfigError, PeerError
+from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
-from moonlang.disaggregation.page_memory import Bytes
 from moonlang.mooncake import lib, probe, store_config
 from moonlang.mooncake.store_config import StoreConfig
 from moonlang.storage.channel import StoreChannel, StoreOptions
@@ -172,7 +171,7 @@ def _connect(config: StoreConfig) -> Any:
 
 
 def _check_reachable(address: str, program: str) -> None:
-    """ConfigError unless somebody listens at each HOST:PORT of the address; etcd:// lists are the library's business."""
+    """ConfigError unless somebody listens at HOST:PORT; an etcd:// list is the library's business."""
     if "://" in address:
         return
     host, _, port = address.rpartition(":")
@@ -186,5 +185,3 @@ def _check_reachable(address: str, program: str) -> None:
 
 def _failure(what: str, code: int) -> PeerError:
     return PeerError(f"The Mooncake store cannot {what}: {_MEANINGS.get(code, 'it failed')} (error {code}).")
-
-

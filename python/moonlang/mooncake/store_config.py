@@ -40,7 +40,11 @@ _OTHERS: Final = frozenset(
     tp_lcm_size
     """.split()
 )
-_DEFAULTS: Final[Mapping[str, Any]] = {"global_segment_size": "4gb", "local_buffer_size": "16mb", "tenant_id": "default"}
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "global_segment_size": "4gb",
+    "local_buffer_size": "16mb",
+    "tenant_id": "default",
+}
 _HOW = (
     "Start one with `mooncake_master`, and name it by MOONCAKE_MASTER=HOST:50051 or by "
     '--hicache-storage-backend-extra-config \'{"master_server_address": "HOST:50051"}\'.'

@@ -12,18 +12,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moonlang.base import log
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from moonlang.base.errors import PeerError
+from moonlang.channels.pages import SUMS, Bytes, of_region, page_sum
 from moonlang.channels.worker import WorkerChannel
 from moonlang.core.kv import KvRegion
-from moonlang.core.pairing import Span
 from moonlang.core.storage import Clear, Load, Probe, Save, StoreOp
 from moonlang.core.ticket import Completion, Outcome, Ticket
-from moonlang.disaggregation import page_memory
-from moonlang.disaggregation.page_memory import Bytes
 from moonlang.storage.manifest import HEADER_BYTES, Manifest
 
 _log = log.get(__name__)
@@ -135,7 +132,7 @@ class StoreChannel(WorkerChannel[StoreOp]):
         self._pages: _Pages
 
     def register(self, device: KvRegion) -> None:
-        pool = page_memory.of_region(device)
+        pool = of_region(device)
         headers = np.zeros((self._options.batch_pages, HEADER_BYTES), np.uint8)
         self._store.attach(pool, headers)
         self._pages = _Pages(pool, headers, device, self._options.model)
@@ -239,27 +236,21 @@ class _Pages:
         self.prefix = f"{model.replace('/', '-')}_{digest[:16]}_"
         self._pool = pool
         self._headers = headers
-        self._manifest = Manifest(digest, self.page_bytes, page_memory.METHOD)
-        self._whole = Span(0, 0, self.page_bytes)
+        self._manifest = Manifest(digest, self.page_bytes, SUMS)
 
     def names(self, keys: Sequence[bytes]) -> list[str]:
         return [self.prefix + key.hex() for key in keys]
 
     def describe(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
         """Write the headers of these pages."""
-        for i, (key, checksum) in enumerate(zip(keys, self._sums(pages), strict=True)):
-            header = self._manifest.header(key, int(checksum))
+        for i, (key, page) in enumerate(zip(keys, pages, strict=True)):
+            header = self._manifest.header(key, page_sum(self._pool[page]))
             self._headers[i] = np.frombuffer(header, np.uint8)
 
     def verify(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, str]:
         """(how many of the first pages may be used, why the next may not)."""
-        for i, (key, checksum) in enumerate(zip(keys, self._sums(pages), strict=True)):
-            fault = self._manifest.fault(self._headers[i].tobytes(), key, int(checksum))
+        for i, (key, page) in enumerate(zip(keys, pages, strict=True)):
+            fault = self._manifest.fault(self._headers[i].tobytes(), key, page_sum(self._pool[page]))
             if fault:
                 return i, fault
         return len(keys), ""
-
-    def _sums(self, pages: Sequence[int]) -> NDArray[np.uint64]:
-        sums = np.zeros(len(pages), np.uint64)
-        page_memory.sum_span(self._pool, pages, 0, self.page_bytes, sums)
-        return sums

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moonlang.base.errors import PeerError
-from moonlang.disaggregation.page_memory import Bytes
+from moonlang.channels.pages import Bytes
 from moonlang.storage.channel import PageStore
 
 
@@ -57,7 +57,7 @@ class FaultyStore:
                 names, pages = names[:i], pages[:i]
                 break
         names = [self._another() if self._happens(self.faults.swap) else name for name in names]
-        count = self._store.read(names, pages)
+        count = self._store.read(names, pages) if names else 0
         for i in range(count):
             self._damage(i, pages[i])
         return count

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from moonlang.base.errors import ConfigError, PeerError
 from moonlang.base.units import parse_bytes
+from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
-from moonlang.disaggregation.page_memory import Bytes
 from moonlang.storage.channel import StoreChannel, StoreOptions
 
 DIRECTORY_VARIABLE = "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"

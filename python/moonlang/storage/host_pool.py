@@ -1,7 +1,7 @@
 """HiCache's second tier: pages in host memory of this process, each with the checksum it came with.
 
-One thread copies, without the interpreter's lock where the CPU kernels are installed. The checksum is
-taken in the same pass: a page that has changed while it lay here is not given back.
+One thread copies, page by page and without the interpreter's lock. A page that has changed while it lay here is not
+given back.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from contextlib import suppress
 import numpy as np
 
 from moonlang.base import log
+from moonlang.channels.pages import Bytes, of_region, page_sum
 from moonlang.channels.worker import WorkerChannel
 from moonlang.core.kv import KvRegion
-from moonlang.core.pairing import Span
 from moonlang.core.storage import Demote, HostOp, Promote
 from moonlang.core.ticket import Completion, Outcome, Ticket
-from moonlang.disaggregation import page_memory
-from moonlang.disaggregation.page_memory import Bytes
 
 _log = log.get(__name__)
 
@@ -32,12 +30,12 @@ class HostMemory(WorkerChannel[HostOp]):
         self._sums = np.zeros(num_slots, np.uint64)
         self._device: Bytes
         self._slots: Bytes
-        self._whole: Span
+        self._page_bytes = 0
 
     def register(self, device: KvRegion) -> int:
-        self._device = page_memory.of_region(device)
+        self._device = of_region(device)
         size = device.schema.page_bytes
-        self._whole = Span(0, 0, size)
+        self._page_bytes = size
         # Mapped, not allocated: a slot takes no memory before it is used.
         memory = mmap.mmap(-1, max(1, self._num_slots * size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel without huge pages
@@ -52,19 +50,20 @@ class HostMemory(WorkerChannel[HostOp]):
         fault = "" if count == len(op.pages) else "A page in host memory has changed."
         if fault:
             _log.error("%s Its checksum does not hold; it is computed again.", fault)
-        return Completion(ticket, Outcome.OK, count, count * self._whole.size, fault)
+        return Completion(ticket, Outcome.OK, count, count * self._page_bytes, fault)
 
     def _let_go(self) -> None:
         """The mapping goes with the last reference."""
 
     def _demote(self, op: Demote) -> int:
-        sums = np.zeros(len(op.pages), np.uint64)
-        page_memory.copy(self._device, op.pages, self._slots, op.slots, self._whole, sums)
-        self._sums[list(op.slots)] = sums
+        for page, slot in zip(op.pages, op.slots, strict=True):
+            self._slots[slot] = self._device[page]
+            self._sums[slot] = page_sum(self._slots[slot])
         return len(op.pages)
 
     def _promote(self, op: Promote) -> int:
-        sums = np.zeros(len(op.pages), np.uint64)
-        page_memory.copy(self._slots, op.slots, self._device, op.pages, self._whole, sums)
-        wrong = np.flatnonzero(self._sums[list(op.slots)] != sums)
-        return int(wrong[0]) if wrong.size else len(op.pages)
+        for i, (slot, page) in enumerate(zip(op.slots, op.pages, strict=True)):
+            self._device[page] = self._slots[slot]
+            if page_sum(self._device[page]) != self._sums[slot]:
+                return i
+        return len(op.pages)

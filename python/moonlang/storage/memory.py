@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from moonlang.base.units import parse_bytes
+from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
-from moonlang.disaggregation.page_memory import Bytes
 from moonlang.storage.channel import StoreChannel, StoreOptions
 
 _DEFAULT_CAPACITY = "1gb"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
-from moonlang.disaggregation.page_memory import Bytes
 from moonlang.storage.channel import StoreChannel, StoreOptions
 
 
