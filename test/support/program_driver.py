@@ -33,6 +33,6 @@ class ProgramDriver(PagedDriver):
             table,
             self.page,
         )
-        hidden = self.network.forward(batch, np.arange(len(ids)))
+        hidden = self.network.forward(batch, np.arange(len(ids)), None)
         half = len(ids) // 2
         return torch.cat([hidden.logits(0, half).clone(), hidden.logits(half, len(ids)).clone()])

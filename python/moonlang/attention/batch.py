@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,16 +64,29 @@ class AttentionBackend(Protocol):
 
 
 class ForwardContext:
-    """Goes with the hidden states through one forward: where the rows are, and how to attend."""
+    """Goes with the hidden states through one forward: where the rows are, and how to attend.
 
-    __slots__ = ("_backend", "_pool", "_prepared", "layout")
+    stored: called with the number of layers whose keys and values are in the pool; None: nobody wants to know.
+    """
 
-    def __init__(self, layout: BatchLayout, pool: KvPages, backend: AttentionBackend) -> None:
+    __slots__ = ("_backend", "_pool", "_prepared", "_stored", "layout")
+
+    def __init__(
+        self,
+        layout: BatchLayout,
+        pool: KvPages,
+        backend: AttentionBackend,
+        stored: Callable[[int], None] | None = None,
+    ) -> None:
         self.layout = layout
+        self._stored = stored
         self._pool = pool
         self._backend = backend
         self._prepared = backend.prepare(layout, pool)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """q: [T, H, D], k, v: [T, K, D] of the new tokens -> [T, H, D]. Their k and v are in the pool afterwards."""
-        return self._backend.attend(self._prepared, self._pool, layer, q, k, v, spec)
+        out = self._backend.attend(self._prepared, self._pool, layer, q, k, v, spec)
+        if self._stored is not None:
+            self._stored(layer + 1)
+        return out

@@ -13,6 +13,7 @@ from moonlang.version import __version__
 # Name -> (module with `main(argv) -> int`, what it does).
 COMMANDS = {
     "serve": ("moonlang.launch_server", "start a server (the same as python -m moonlang.launch_server)"),
+    "router": ("moonlang.router.command", "one address in front of many servers, alone or in pairs"),
     "doctor": ("moonlang.cli.doctor", "check this machine and the model, say how to fix what is wrong"),
     "explain": ("moonlang.cli.explain", "show what the flags of `serve` resolve to, and why"),
     "flags": ("moonlang.cli.flags", "list all flags of SGLang and what becomes of each here"),

@@ -7,6 +7,7 @@ source and target rank have in common are a span for each layer and each of k an
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -109,7 +110,7 @@ def covered(pushes: Iterable[Pushed], pages: int, regions: Sequence[KvRegion]) -
 def _tiled(pushes: Sequence[Pushed], pages: int, page_bytes: int) -> bool:
     """Between two neighbouring page boundaries of pushes all pages are written alike: look at each such run once."""
     cuts = sorted(dict.fromkeys([0, pages, *(p.at for p in pushes), *(p.at + p.count for p in pushes)]))
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         at = 0
         spans = [span for p in pushes if p.at <= begin and end <= p.at + p.count for span in p.spans]
         for span in sorted(spans, key=lambda s: s.target):

@@ -25,6 +25,8 @@ import msgspec
 from moonlang.core.kv import KvRegion
 from moonlang.core.plan import TokenLogprob
 
+NO_TOKEN = -1
+
 
 class PeerSpec(msgspec.Struct, frozen=True, array_like=True):
     """Where the prefill half of a request is to be found: its bootstrap address, and the room of the pair."""
@@ -125,7 +127,7 @@ class Landed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Everything is there: pushes 0 .. pushes - 1 cover every wanted page whole.
 
     key, digest: of the prompt and of the schema (weights, dtype, layout) that computed it. token: the first sampled
-    one (-1 when none is wanted), with its log probability when asked for. ended: it completes the grammar.
+    one (NO_TOKEN when none is wanted), with its log probability when asked for. ended: it completes the grammar.
     """
 
     room: int

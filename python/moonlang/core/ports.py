@@ -70,8 +70,12 @@ class Executor(Protocol):
         """Finished plans since the last call; never blocks. Raises what the model raised, which is fatal."""
         ...
 
+    def progress(self) -> tuple[int, int]:
+        """(plan id, layers whose keys and values are in the pool) of the newest plan that reports (`report_layers`)."""
+        ...
+
     def fileno(self) -> int:
-        """Readable when `poll` has something."""
+        """Readable when `poll` has something, or `progress` has changed."""
         ...
 
     def close(self) -> None: ...

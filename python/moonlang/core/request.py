@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from moonlang.core.lease import Lease
 from moonlang.core.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from moonlang.core.pairing import PeerSpec
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
@@ -35,7 +38,11 @@ class State(Enum):
 
     GRAMMAR = "grammar"  # waits for its grammar to be compiled
     WAITING = "waiting"  # in the queue; holds no pages
+    PAIRING = "pairing"  # waits for its other half, prefill for decode's Want and decode for pages; holds nothing
     RUNNING = "running"  # has a slot and a lease
+    PUSHING = "pushing"  # prefill: all is computed, the lease is kept until its pages have been sent
+    LANDING = "landing"  # decode: has a lease that a prefill instance writes to
+    LANDED = "landed"  # decode: the prompt's pages are there, waits for a slot
     FINISHED = "finished"
 
 
@@ -52,6 +59,7 @@ class Request:
     deadline_ns: int | None = None
     logprob: LogprobSpec | None = None
     order: int = 0  # arrival number, the last tie-breaker of every policy
+    peer: PeerSpec | None = None  # where its other half is; None: served here alone
     # ---
     state: State = State.WAITING
     tokens: list[int] = field(default_factory=list)  # prompt + output known so far
@@ -68,6 +76,7 @@ class Request:
     sent_pages: int = 0  # entries of the lease's page table that the executor already knows
     last_plan: int = -1  # id of the newest plan with a row of this request
     retractions: int = 0
+    bound: bool = False  # prefill: a decode instance waits for its pages, so it is the last to be retracted
     finish: Finish | None = None
 
     @property

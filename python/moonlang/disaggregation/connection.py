@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from enum import Enum
 
-from moonlang.base.clock import NS_PER_S
 from moonlang.base.errors import PeerError
 from moonlang.disaggregation.frames import MAX_FRAME_BYTES, Frame, Hello, Unpacker, encode
 
@@ -30,8 +30,8 @@ class Stage(Enum):
 class Connection:
     """A non-blocking socket with frames on it. Owned by the link's thread.
 
-    dialled: the address, when this side connected. hello: what the peer said of itself. instance: of the peer, once it
-    is known.
+    dialled: the address, when this side connected; reached: somebody took the connection. own, hello: what this side
+    and the peer said of themselves.
     """
 
     def __init__(self, sock: socket.socket, now_ns: int, dialled: Address | None = None) -> None:
@@ -41,8 +41,9 @@ class Connection:
         self.sock = sock
         self.dialled = dialled
         self.stage = Stage.CONNECTING if dialled else Stage.GREETING
+        self.reached = dialled is None
+        self.own: Hello | None = None
         self.hello: Hello | None = None
-        self.nonce = b""
         self.heard_ns = now_ns
         self.sent_ns = now_ns
         self.began_ns = now_ns
@@ -66,6 +67,7 @@ class Connection:
 
     @property
     def instance(self) -> str:
+        """Of the peer; "" before it has said so."""
         return self.hello.card.instance if self.hello is not None else ""
 
     @property
@@ -81,7 +83,8 @@ class Connection:
         """OSError when nobody answered at the address."""
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            raise OSError(code, "connect")
+            raise OSError(code, os.strerror(code))
+        self.reached = True
 
     def trust(self) -> None:
         """The peer has proved itself."""
@@ -124,6 +127,3 @@ class Connection:
     def close(self) -> None:
         self.stage = Stage.CLOSED
         self.sock.close()
-
-    def age_s(self, now_ns: int) -> float:
-        return (now_ns - self.began_ns) / NS_PER_S

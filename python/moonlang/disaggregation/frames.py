@@ -21,6 +21,7 @@ from moonlang.core import layout
 from moonlang.core.pairing import Drained, KvCard, Landed, Noted, Pushed, Refuse, Release, Want
 
 VERSION = 1
+TOKEN_VARIABLE = "MOONLANG_CLUSTER_TOKEN"  # environment: what all instances of a cluster know
 MAX_FRAME_BYTES = 8 << 20  # a Want of a million tokens with page size 1 is 5 MB
 MAX_GREETING_BYTES = 64 << 10  # before the peer has proved who it is
 
@@ -130,13 +131,14 @@ def _mac(token: str, nonce: bytes) -> bytes:
 
 
 def mismatch(here: Hello, there: Hello) -> str:
-    """Why these two cannot serve a request together, with both values; "" when they can."""
-    if there.version != here.version:
-        return f"they speak version {there.version} of the protocol, we {here.version}"
+    """Why these two cannot serve a request together, with the values of both; "" when they can."""
     if there.role == here.role:
-        return f"both are {here.role} instances"
-    if there.card.backend != here.card.backend:
-        return f"their --disaggregation-transfer-backend is {there.card.backend}, ours {here.card.backend}"
-    if there.sums != here.sums:
-        return f"their checksums are {there.sums}, ours {here.sums} (--disaggregation-enable-kv-checksum)"
+        return f"Both are {here.role} instances."
+    for name, ours, theirs in (
+        ("the version of the protocol", here.version, there.version),
+        ("--disaggregation-transfer-backend", here.card.backend, there.card.backend),
+        ("checksums (--disaggregation-enable-kv-checksum)", here.sums, there.sums),
+    ):
+        if ours != theirs:
+            return f"The instances differ in {name}: {ours} and {theirs}."
     return layout.mismatch(here.card.regions, there.card.regions)

@@ -71,7 +71,11 @@ class Leases:
         if len(done.pages) < count:  # the cache does not keep anything
             return len(lease.pages)
         changed = [i for i in range(lease.shared, count) if lease.pages[i] != done.pages[i]]
-        self._give_back([lease.pages[i] for i in changed], plan)
+        replaced = [lease.pages[i] for i in changed]
+        if lease.lent:
+            lease.spare += replaced
+        else:
+            self._give_back(replaced, plan)
         lease.pages[:count] = done.pages
         self.cache.lock(done.ref)
         self.cache.unlock(lease.prefix)
@@ -80,19 +84,32 @@ class Leases:
 
     def close(self, lease: Lease, plan: int | None) -> None:
         """End the lease: its own pages become free, at once or when `plan` has run; the tree keeps what was shared."""
-        self._give_back(lease.pages[lease.shared :], plan)
+        self._give_back(lease.pages[lease.shared :] + lease.spare, plan)
+        self.cache.unlock(lease.prefix)
+        lease.pages, lease.shared, lease.spare = [], 0, []
+
+    def quarantine(self, lease: Lease) -> list[int]:
+        """End a lease whose own pages a peer may still write to: they belong to nobody until `acquit`."""
+        pages = lease.pages[lease.shared :]
+        self.pool.quarantine(pages)
         self.cache.unlock(lease.prefix)
         lease.pages, lease.shared = [], 0
+        return pages
+
+    def acquit(self, pages: Sequence[int]) -> None:
+        """No write to these pages is under way any more: they become free."""
+        self.pool.release(pages, Owner.QUARANTINED)
 
     def check(self, open_leases: Sequence[Lease], *, idle: bool) -> None:
         """BugError unless pool, tree and the open leases agree: O(everything)."""
         self.pool.check()
         self.cache.check()
-        own = [page for lease in open_leases for page in lease.pages[lease.shared :]]
+        own = [page for lease in open_leases for page in lease.pages[lease.shared :] + lease.spare]
         if len(set(own)) != len(own) or len(own) != self.pool.count(Owner.LEASED):
             raise BugError(f"{len(own)} pages are in leases, {self.pool.count(Owner.LEASED)} are leased.")
-        if idle and self.available_pages != self.pool.capacity:
-            raise BugError(f"{self.pool.capacity - self.available_pages} pages are held although nothing runs.")
+        held = self.pool.capacity - self.available_pages - self.pool.count(Owner.QUARANTINED)
+        if idle and held:
+            raise BugError(f"{held} pages are held although nothing runs.")
 
     def _give_back(self, pages: list[int], plan: int | None) -> None:
         if plan is None:

@@ -3,6 +3,11 @@
     free --take--> leased --adopt--> cached
     leased | cached --release--> free
     leased --retire(plan)--> pinned --complete(plan)--> free
+    leased --quarantine--> quarantined --release--> free
+
+A page that a plan in flight only reads may be freed and given to anybody: the row that reads it is void. A page that a
+plan may still write to never is, neither to a request nor to a peer that writes past the order of plans: `retire` holds
+it back until the plan is complete. The other way round, pages that a peer may still write to are quarantined.
 
 Page 0 is never handed out: page tables are padded with it, so its content must stay finite whatever requests do.
 """
@@ -21,6 +26,7 @@ class Owner(IntEnum):
     LEASED = 1  # by one running request
     CACHED = 2  # by the prefix tree
     PINNED = 3  # by a plan in flight that may still write to it
+    QUARANTINED = 4  # by a peer that may still write to it
 
 
 class PagePool:
@@ -32,7 +38,7 @@ class PagePool:
         self.num_pages = num_pages
         self._owner = bytearray(num_pages)
         self._free = list(range(num_pages - 1, 0, -1))  # a stack: the lowest ids go first
-        self._counts = [num_pages - 1, 0, 0, 0]
+        self._counts = [num_pages - 1, *[0] * (len(Owner) - 1)]
         self._pinned: deque[tuple[int, list[int]]] = deque()  # (plan id, pages), plan ids ascending
 
     @property
@@ -63,9 +69,13 @@ class PagePool:
         self._move(pages, Owner.LEASED, Owner.CACHED)
 
     def release(self, pages: Sequence[int], owner: Owner) -> None:
-        """Pages of `owner` (LEASED or CACHED) that no plan in flight touches become free."""
+        """Pages of `owner` (any but PINNED) that no plan in flight touches become free."""
         self._move(pages, owner, Owner.FREE)
         self._free.extend(reversed(pages))
+
+    def quarantine(self, pages: Sequence[int]) -> None:
+        """Leased pages whose request is gone while a peer may still write to them: free when released."""
+        self._move(pages, Owner.LEASED, Owner.QUARANTINED)
 
     def retire(self, pages: list[int], plan_id: int) -> None:
         """Leased pages whose request is gone while plan `plan_id` may still write to them: free when it is complete."""

@@ -11,12 +11,13 @@ from contextlib import suppress
 from typing import Protocol
 
 from moonlang.core.plan import StepPlan, StepResult
+from moonlang.model_executor.progress import Progress
 
 
 class Runner(Protocol):
     """What an executor needs of the ModelRunner."""
 
-    def run(self, plan: StepPlan) -> StepResult: ...
+    def run(self, plan: StepPlan, progress: Progress) -> StepResult: ...
 
 
 class _Mailbox:
@@ -57,12 +58,16 @@ class InlineExecutor:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._done = _Mailbox()
+        self._progress = Progress(self._done.fd)
 
     def submit(self, plan: StepPlan) -> None:
-        self._done.put(self._runner.run(plan))
+        self._done.put(self._runner.run(plan, self._progress))
 
     def poll(self) -> Sequence[StepResult]:
         return self._done.take()
+
+    def progress(self) -> tuple[int, int]:
+        return self._progress.read()
 
     def fileno(self) -> int:
         return self._done.fd
@@ -78,6 +83,7 @@ class ThreadExecutor:
         self._runner = runner
         self._plans: queue.Queue[StepPlan | None] = queue.Queue(depth + 1)  # one more for the end mark
         self._done = _Mailbox()
+        self._progress = Progress(self._done.fd)
         self._thread = threading.Thread(target=self._work, name="model-executor", daemon=True)
         self._thread.start()
 
@@ -86,6 +92,9 @@ class ThreadExecutor:
 
     def poll(self) -> Sequence[StepResult]:
         return self._done.take()
+
+    def progress(self) -> tuple[int, int]:
+        return self._progress.read()
 
     def fileno(self) -> int:
         return self._done.fd
@@ -99,6 +108,6 @@ class ThreadExecutor:
     def _work(self) -> None:
         try:
             while (plan := self._plans.get()) is not None:
-                self._done.put(self._runner.run(plan))
+                self._done.put(self._runner.run(plan, self._progress))
         except BaseException as error:  # noqa: BLE001 - handed over to the polling thread, which raises it
             self._done.put(error)

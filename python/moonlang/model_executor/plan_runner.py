@@ -14,6 +14,7 @@ from moonlang.core.plan import Row, RowResult, StepPlan, StepResult, TokenLogpro
 from moonlang.layers.token_choice import Chooser, NumpyChooser
 from moonlang.model_executor import prompt_logprobs
 from moonlang.model_executor.layout import Batch, gather
+from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.sampling import Sampled, sample
 from moonlang.model_executor.slots import SlotTable
 
@@ -31,8 +32,11 @@ class Hidden(Protocol):
 class Network(Protocol):
     """A loaded model together with its KV pool."""
 
-    def forward(self, batch: Batch, kept: Ints) -> Hidden:
-        """Compute the batch; its keys and values are in the pool afterwards. kept: [N] indices of tokens [T]."""
+    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> Hidden:
+        """Compute the batch; its keys and values are in the pool afterwards. kept: [N] indices of tokens [T].
+
+        progress: told of every layer whose keys and values are there; None: nobody wants to know.
+        """
         ...
 
 
@@ -64,8 +68,8 @@ class PlanRunner:
         self._chooser = chooser or NumpyChooser()
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        """Apply the plan's starts, compute its rows, sample where they ask for it."""
+    def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
+        """Apply the plan's starts, compute its rows, sample where they ask for it. progress: who wants to know."""
         begin = clock.monotonic_ns()
         for tenant in plan.starts:
             self._table.start(tenant)
@@ -80,7 +84,10 @@ class PlanRunner:
         reports = self._reports(rows, ends)
         kept = np.concatenate([ends[picked] - 1, *(tokens for _, tokens in reports)])
         laid_out = clock.monotonic_ns()
-        hidden = self._network.forward(batch, kept)
+        reporting = progress if progress is not None and plan.report_layers else None
+        if reporting is not None:
+            reporting.begin(plan.plan_id, plan.report_layers)
+        hidden = self._network.forward(batch, kept, reporting)
         projected = forwarded = clock.monotonic_ns()
         sampled = None
         if picked:

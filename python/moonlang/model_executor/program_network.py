@@ -13,6 +13,7 @@ from moonlang.config.model_config import ModelConfig
 from moonlang.kernels.program import Builder
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints
+from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.threads import kernel_threads
 from moonlang.model_loader import open_model
 from moonlang.models.spec import ModelSpec
@@ -35,12 +36,23 @@ class ProgramNetwork:
         self._program = program
         self._pool = pool  # the program keeps its address only
         self._hidden = ProgramHidden(program)
+        self._progress: Progress | None = None  # where the program reports; kept, since it knows the address only
         schema = pool.schema
         program.set_pool(pool.buffer.data_ptr(), pool.num_pages, schema.num_layers, schema.page_size, schema.dtype)
 
-    def forward(self, batch: Batch, kept: Ints) -> ProgramHidden:
+    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> ProgramHidden:
+        self._report(progress)
         self._program.run(batch.ids, batch.slots, batch.starts, batch.lengths, batch.page_table, np.asarray(kept))
         return self._hidden
+
+    def _report(self, progress: Progress | None) -> None:
+        if progress is not None:
+            if progress is not self._progress:
+                self._program.report_to(progress.address, progress.event)
+                self._progress = progress
+            self._program.report_every(progress.every, progress.base)
+        elif self._progress is not None:
+            self._program.report_every(0, 0)
 
 
 class LoadedProgram:

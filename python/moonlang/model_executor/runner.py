@@ -15,6 +15,7 @@ from moonlang.model_executor import networks, sizing
 from moonlang.model_executor.allocator import keep_freed_memory
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
+from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.slots import SlotTable
 from moonlang.model_loader import fingerprint
 from moonlang.models import registry as models
@@ -78,9 +79,9 @@ class ModelRunner:
         """Where the time of the last plan went."""
         return self._runner.times
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
         """Execute one plan; see PlanRunner.run."""
-        return self._runner.run(plan)
+        return self._runner.run(plan, progress)
 
     def warm_up(self) -> None:
         """Run one prefill and one decode over page 0, so that the first request meets warm kernels."""

@@ -11,6 +11,7 @@ from moonlang.attention.batch import AttentionBackend, ForwardContext
 from moonlang.model_executor.buckets import exact
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints, padded, to_torch
+from moonlang.model_executor.progress import Progress
 from moonlang.models.spec import CausalModel
 
 
@@ -45,7 +46,8 @@ class TorchNetwork:
         self._device = device
         self._rounded = rounded
 
-    def forward(self, batch: Batch, kept: Ints) -> TorchHidden:
+    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> TorchHidden:
         ids, layout = to_torch(padded(batch, self._rounded(len(batch.ids))), self._device)
-        states = self._model(ids, ForwardContext(layout, self._pool, self._backend))
+        stored = progress.stored if progress is not None else None
+        states = self._model(ids, ForwardContext(layout, self._pool, self._backend, stored))
         return TorchHidden(self._model, states[torch.from_numpy(kept).to(self._device)], self._rounded)

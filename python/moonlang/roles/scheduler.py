@@ -90,7 +90,7 @@ class SchedulerRole:
         deltas: list[TokenDelta] = []
         for envelope in self._endpoint.recv():
             deltas += self._handle(envelope.body, now_ns)
-        deltas += self._compiled()
+        deltas += self._compiled(now_ns)
         for result in self._executor.poll():
             self._in_flight -= 1
             self._last_result_ns = now_ns
@@ -168,13 +168,13 @@ class SchedulerRole:
         }
         return msgspec.to_builtins(stats) | derived
 
-    def _compiled(self) -> list[TokenDelta]:
+    def _compiled(self, now_ns: int) -> list[TokenDelta]:
         deltas: list[TokenDelta] = []
         if self._tickets:
             for done in self._grammars.poll():
                 spec = self._tickets.pop(done.ticket)
                 error = "" if done.outcome is Outcome.OK else done.error or "The grammar could not be compiled."
-                deltas += self._scheduler.grammar_ready(spec, error)
+                deltas += self._scheduler.grammar_ready(spec, error, now_ns)
         return deltas
 
     def _submit(self, now_ns: int) -> None:

@@ -8,9 +8,11 @@ from moonlang.core.request import Finish, Request
 _NS_PER_MS = 1_000_000
 
 
-def make_request(message: Generate, *, now_ns: int, order: int, longest: int) -> Request:
-    """longest: tokens of prompt and output together that one request may have."""
+def make_request(message: Generate, *, now_ns: int, order: int, longest: int, mode: str = "") -> Request:
+    """longest: tokens of prompt and output together that one request may have. mode: of the instance, in a pair."""
     wanted = message.sampling.max_new_tokens
+    if mode == "prefill" and message.peer is not None:
+        wanted = 1 if wanted is None else min(wanted, 1)
     return Request(
         rid=message.rid,
         prompt=message.input_ids,
@@ -22,6 +24,7 @@ def make_request(message: Generate, *, now_ns: int, order: int, longest: int) ->
         priority=message.priority,
         logprob=message.logprob,
         order=order,
+        peer=message.peer if mode else None,
         max_total=longest if wanted is None else min(longest, len(message.input_ids) + wanted),
     )
 

@@ -3,8 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
+
+from moonlang.core.pairing import KvCard
+
+_NS_PER_MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingConfig:
+    """One half of prefill/decode disaggregation. Times in ns.
+
+    card: of this instance. patience_ns: how long a request waits for each answer of its other half, at most until its
+    own deadline. fallback: a decode instance prefills by itself when its peer fails.
+    """
+
+    mode: Literal["prefill", "decode"]
+    card: KvCard
+    patience_ns: int = 120_000 * _NS_PER_MS
+    repeat_ns: int = 200 * _NS_PER_MS  # until an unanswered message is said again
+    most_early: int = 4096  # Wants kept whose request has not come yet, and rooms known to have failed
+    push_groups: int = 4  # a plan's pages leave in so many groups of layers ...
+    push_least_bytes: int = 4 << 20  # ... if they have so many bytes in all
+    push_most_bytes: int = 64 << 20  # in one operation
+    verify: bool = True
+    fallback: bool = False
+    extra_leases: int = 16  # decode: requests beyond max_running that may hold pages already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +56,34 @@ class SchedulerConfig:
     preempt: bool = True
     preempt_gap: int = 10
     prefix_wait_tokens: int = 32  # a shared run of so many tokens is worth waiting for
+    reserved_tokens: int = 0  # output tokens to keep memory for, at least, when a request is admitted
     seed: int = 0  # of policy "random"
+    pairing: PairingConfig | None = None
 
     @property
     def may_preempt(self) -> bool:
         return self.priority and self.preempt
+
+
+class PairStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a prefill or decode instance; all zero for a server that stands alone. Totals count from the start.
+
+    num_pairing: requests that have not found their other half or wait for pages to receive it. num_moving: whose pages
+    are being sent. total_pairing_ns: from arrival to Want, over total_paired requests; total_moving_ns: from Want to
+    the last verified page (decode), or from the last computed token to the last page sent (prefill), over total_moved.
+    """
+
+    num_pairing: int = 0
+    num_moving: int = 0
+    num_transfers: int = 0  # operations under way
+    quarantined_pages: int = 0
+    total_paired: int = 0
+    total_pairing_ns: int = 0
+    total_moved: int = 0
+    total_moving_ns: int = 0
+    total_moved_bytes: int = 0
+    total_failed: int = 0
+    total_fallbacks: int = 0
 
 
 class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +108,7 @@ class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
     total_output_tokens: int
     total_retractions: int
     total_plans: int
+    pairs: PairStats = PairStats()
 
     @property
     def token_usage(self) -> float:

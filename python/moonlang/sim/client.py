@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from moonlang.base.clock import NS_PER_MS
 from moonlang.core.messages import StreamHead, TokenDelta
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish
@@ -37,3 +38,20 @@ class Client:
         self.prompt_logprobs.extend(delta.prompt)
         self.head = self.head or delta.head
         self.finish = delta.finish
+
+    def excuses(self, finish: Finish, *, now_ns: int, longest: int) -> bool:
+        """Whether this client has given cause for an abort with this status. longest: tokens of prompt and output."""
+        script = self.script
+        match finish.status:
+            case 499:
+                return self.hung_up_ns is not None
+            case 504:
+                return script.timeout_ms > 0 and now_ns >= self.sent_ns + script.timeout_ms * NS_PER_MS
+            case 500:
+                return script.poison_at is not None
+            case 400:
+                grammar = script.sampling.grammar
+                unfit = grammar is not None and grammar.kind == "ebnf"
+                return unfit or not self.prompt or len(self.prompt) >= longest
+            case _:
+                return False

@@ -75,13 +75,20 @@ class _Slot:
 
 
 class ChainExecutor:
-    """Runs plans one after the other. `poison` maps a sampling seed to the output length at which its row fails."""
+    """Runs plans one after the other. `poison` maps a sampling seed to the output length at which its row fails.
 
-    def __init__(self, model: ChainModel, cells: PagedCells, num_slots: int, poison: Mapping[int, int]) -> None:
+    aligned: a slot begins between two pages, since only whole pages are cached; not so where a prompt's pages come from
+    another server, the last of them in part.
+    """
+
+    def __init__(
+        self, model: ChainModel, cells: PagedCells, num_slots: int, poison: Mapping[int, int], *, aligned: bool = True
+    ) -> None:
         self.model = model
         self._cells = cells
         self._slots: list[_Slot | None] = [None] * num_slots
         self._poison = poison
+        self._aligned = aligned
         self._last_plan: int | None = None
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -160,7 +167,7 @@ class ChainExecutor:
 
     def _compute(self, slot: _Slot, row: Row, tokens: list[int]) -> None:
         page_size = self._cells.page_size
-        if slot.computed < 0 and row.start % page_size:
+        if slot.computed < 0 and row.start % page_size and (self._aligned or row.start != slot.prompt_len):
             raise Violation("executor", f"{row} starts on a cached prefix that is not page aligned")
         if slot.computed >= 0 and row.start != slot.computed:
             raise Violation("executor", f"{row} starts at {row.start}, but {slot.computed} positions are computed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moonlang.core.lease import Lease
 from moonlang.core.request import Request
 from moonlang.mem_cache.none import NoCache
 from moonlang.mem_cache.pool import PagePool
@@ -13,27 +14,39 @@ from moonlang.scheduler.scheduler import Scheduler
 
 def pool(scheduler: Scheduler) -> PagePool:
     """The page ledger."""
-    return scheduler._memory.pool
+    return scheduler._roster.memory.pool
 
 
 def owners(scheduler: Scheduler) -> Sequence[int]:
     """The `Owner` of each page, as a plain integer: much faster than asking page by page."""
-    return scheduler._memory.pool._owner
+    return scheduler._roster.memory.pool._owner
 
 
 def cache(scheduler: Scheduler) -> RadixCache | NoCache:
     """The prefix tree."""
-    return scheduler._memory.cache
+    return scheduler._roster.memory.cache
 
 
 def running(scheduler: Scheduler) -> list[Request]:
     """Requests with a slot and a lease, in order of admission."""
-    return list(scheduler._running.values())
+    return list(scheduler._roster.running.values())
 
 
 def waiting(scheduler: Scheduler) -> list[Request]:
     """Requests in the queue, in no particular order."""
-    return list(scheduler._waiting)
+    return list(scheduler._roster.waiting)
+
+
+def requests(scheduler: Scheduler) -> list[Request]:
+    """All requests that have not ended."""
+    return list(scheduler._requests.values())
+
+
+def leases(scheduler: Scheduler) -> list[Lease]:
+    """All leases: of requests with and without a slot, and of none."""
+    roster = scheduler._roster
+    held = [request.lease for request in (*roster.running.values(), *roster.arriving.values())]
+    return [lease for lease in held if lease is not None] + scheduler.peers.leases
 
 
 def num_grammar(scheduler: Scheduler) -> int:

@@ -133,6 +133,8 @@ class _MutantLoader(SourceFileLoader):
 
 
 _SCHEDULER = "scheduler.scheduler"
+_ROSTER = "scheduler.roster"
+_PLANNER = "scheduler.planner"
 _RADIX = "mem_cache.radix"
 _LEASES = "mem_cache.leases"
 _POOL = "mem_cache.pool"
@@ -143,36 +145,36 @@ MUTANTS: tuple[Mutant, ...] = (
         name="page leak",
         what="a closed lease forgets one of its pages",
         module=_LEASES,
-        old="self._give_back(lease.pages[lease.shared :], plan)",
-        new="self._give_back(lease.pages[lease.shared + 1 :], plan)",
+        old="self._give_back(lease.pages[lease.shared :] + lease.spare, plan)",
+        new="self._give_back(lease.pages[lease.shared + 1 :] + lease.spare, plan)",
     ),
     Mutant(
         name="twice computed",
         what="pages that another request was faster to share are not given back",
         module=_LEASES,
-        old="        self._give_back([lease.pages[i] for i in changed], plan)\n",
-        new="",
+        old="            self._give_back(replaced, plan)\n",
+        new="            pass\n",
     ),
     Mutant(
         name="stale table",
         what="the executor is not told that a page was replaced by the tree's",
-        module=_SCHEDULER,
+        module=_ROSTER,
         old="request.sent_pages = min(request.sent_pages, changed)",
         new="pass",
     ),
     Mutant(
         name="free in flight",
         what="pages are freed while a plan in flight writes to them",
-        module=_SCHEDULER,
+        module=_ROSTER,
         old="return request.last_plan if in_flight else None",
         new="return None",
     ),
     Mutant(
         name="pinned too short",
         what="pages wait for the oldest plan in flight, not for the newest that writes to them",
-        module=_SCHEDULER,
+        module=_ROSTER,
         old="return request.last_plan if in_flight else None",
-        new="return self._in_flight[0].plan_id if in_flight else None",
+        new="return self.in_flight[0].plan_id if in_flight else None",
     ),
     Mutant(
         name="unpinned early",
@@ -191,7 +193,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="alone on credit",
         what="a lone request starts although pages of ended requests are still pinned (found by seed 120)",
-        module=_SCHEDULER,
+        module=_PLANNER,
         old="        return self._memory.grow(lease, end)\n",
         new="        self._memory.grow(lease, end)\n        return True\n",
     ),
@@ -257,14 +259,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="slot leak",
         what="a request that leaves without output keeps its slot",
-        module=_SCHEDULER,
-        old="        self._slots.append(request.slot)\n",
-        new="        if request.output_len:\n            self._slots.append(request.slot)\n",
+        module=_ROSTER,
+        old="        self.slots.append(request.slot)\n",
+        new="        if request.output_len:\n            self.slots.append(request.slot)\n",
     ),
     Mutant(
         name="same epoch",
         what="a slot's next tenant has the epoch of the one before",
-        module=_SCHEDULER,
+        module=_ROSTER,
         old="self._next_epoch += 1",
         new="self._next_epoch += 0",
     ),
@@ -278,31 +280,31 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="sample counted twice",
         what="a sample in flight counts as two",
-        module=_SCHEDULER,
+        module=_PLANNER,
         old="request.pending += sample",
         new="request.pending += 2 * sample",
     ),
     Mutant(
         name="over budget",
         what="a prompt is laid into the plan beyond the chunk size",
-        module=_SCHEDULER,
-        old="end, size = start + budget, self.config.page_size",
-        new="end, size = start + budget + 1, self.config.page_size",
+        module=_PLANNER,
+        old="end, size = start + budget, self._config.page_size",
+        new="end, size = start + budget + 1, self._config.page_size",
     ),
     # ---- retraction
     Mutant(
         name="output lost",
         what="a retracted request forgets its output",
-        module=_SCHEDULER,
+        module=_ROSTER,
         old="        request.retractions += 1\n",
         new="        request.retractions += 1\n        del request.tokens[request.prompt_len :]\n",
     ),
     Mutant(
         name="lost at retraction",
         what="a retracted request is not queued again",
-        module=_SCHEDULER,
-        old="        self._waiting.append(request)\n        self._ratio.tighten(self._running.values())",
-        new="        self._ratio.tighten(self._running.values())",
+        module=_ROSTER,
+        old="        self.waiting.append(request)\n        self.ratio.tighten(self.running.values())",
+        new="        self.ratio.tighten(self.running.values())",
     ),
     Mutant(
         name="logprobs twice",
@@ -352,8 +354,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="lost wake-up",
         what="requests whose grammar is ready are not queued",
         module=_SCHEDULER,
-        old="            request.state = State.WAITING\n            self._waiting.append(request)\n",
-        new="            request.state = State.WAITING\n",
+        old="                deltas += self._enqueue(request, now_ns)\n",
+        new="                request.state = State.WAITING\n",
     ),
     Mutant(
         name="late deadline",
@@ -372,22 +374,22 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="equals preempt",
         what="with a gap of 0 requests of equal priority push each other out (found by seed 88)",
-        module=_SCHEDULER,
-        old="< max(1, self.config.preempt_gap):",
-        new="< self.config.preempt_gap:",
+        module=_PLANNER,
+        old="< max(1, config.preempt_gap):",
+        new="< config.preempt_gap:",
     ),
     Mutant(
         name="waits for a ghost",
         what="a prefix goes on counting as being computed after the request that computed it has left",
-        module=_SCHEDULER,
-        old="        if self._prefilling:\n",
+        module=_ROSTER,
+        old="        if self.prefilling:\n",
         new="        if False:\n",
     ),
     Mutant(
         name="queue bound",
         what="requests that wait for a grammar do not count as waiting",
         module=_SCHEDULER,
-        old="len(self._waiting) + len(self._gate) >= self.config.max_queued",
-        new="len(self._waiting) >= self.config.max_queued",
+        old="waiting = len(self._roster.waiting) + len(self._gate) +",
+        new="waiting = len(self._roster.waiting) +",
     ),
 )

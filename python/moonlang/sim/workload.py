@@ -76,9 +76,9 @@ class Case:
 def draw(seed: int) -> Case:
     """Case number `seed`."""
     rng = random.Random(seed)
-    config = _draw_config(rng)
+    config = draw_config(rng)
     model = ChainModel(vocab_size=1000, eos_token_ids=EOS, eos_per_mille=rng.choice((0, 5, 5, 20, 100, 300)))
-    scripts = _Scripts(rng, config, model).draw(rng.randint(4, 40))
+    scripts = Scripts(rng, config, model).draw(rng.randint(4, 40))
     span = max(script.at_ns for script in scripts) + 20 * NS_PER_MS
     return Case(
         seed=seed,
@@ -92,7 +92,8 @@ def draw(seed: int) -> Case:
     )
 
 
-def _draw_config(rng: random.Random) -> SchedulerConfig:
+def draw_config(rng: random.Random) -> SchedulerConfig:
+    """A scheduler's settings."""
     page_size = rng.choice((1, 1, 2, 3, 4, 8, 16))
     context = rng.choice((24, 48, 96, 160))
     # From pools in which one request at a time has room to pools in which everything stays cached.
@@ -123,7 +124,7 @@ def _draw_config(rng: random.Random) -> SchedulerConfig:
     )
 
 
-class _Scripts:
+class Scripts:
     """Draws the scripts of one case. Each chance is switched on or off for the whole case, so that extremes occur."""
 
     def __init__(self, rng: random.Random, config: SchedulerConfig, model: ChainModel) -> None:

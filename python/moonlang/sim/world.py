@@ -14,10 +14,12 @@ import msgspec
 
 from moonlang.base.clock import NS_PER_MS
 from moonlang.core.messages import Generate, TokenDelta
+from moonlang.core.request import Finish
 from moonlang.core.sampling import GrammarSpec
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim.agenda import Agenda
+from moonlang.sim.chain import ChainModel
 from moonlang.sim.client import Client
 from moonlang.sim.executor import ChainExecutor, PagedCells, Pipeline
 from moonlang.sim.stage import Checker
@@ -73,6 +75,24 @@ class World:
     @property
     def config(self) -> SchedulerConfig:
         return self.case.config
+
+    @property
+    def model(self) -> ChainModel:
+        return self.case.model
+
+    @property
+    def page_size(self) -> int:
+        return self.config.page_size
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may have: the context, or all pages but the one that is never used."""
+        return min(self.config.context_length, (self.config.num_pages - 1) * self.config.page_size)
+
+    def excuse(self, client: Client, finish: Finish) -> bool:
+        """Whether there has been cause for this end of a request."""
+        full = finish.status == 503 and self.config.max_queued is not None
+        return full or client.excuses(finish, now_ns=self.now_ns, longest=self.longest)
 
     @property
     def digest(self) -> str:
@@ -176,7 +196,7 @@ class World:
             raise Violation("flush", f"idle {idle}, flushed {done}, {stats.free_tokens} tokens free")
 
     def _compiled(self, spec: GrammarSpec) -> None:
-        self._take(self.scheduler.grammar_ready(spec, compile_error(spec)))
+        self._take(self.scheduler.grammar_ready(spec, compile_error(spec), self.now_ns))
 
     # ---- what goes out
 

@@ -165,6 +165,8 @@ class Writer {
     program_.set_pool(pool);
   }
 
+  void report_to(uint64_t address, int event) { program_.report_to(reinterpret_cast<int64_t*>(address), event); }
+
   void run(const Ints& ids, const Ints& slots, const Ints& starts, const Ints& lengths, const Table& pages,
            const Ints& kept) {
     const auto span = [](const Ints& array) { return ml::Span<const int64_t>{array.data(), int64_t(array.size())}; };
@@ -235,6 +237,9 @@ ML_BIND(program) {
       .def("select", &Writer::select, "x"_a, "out"_a)
       .def("head", &Writer::head, "hidden"_a, "weight"_a, "softcap"_a)
       .def("set_pool", &Writer::set_pool, "address"_a, "pages"_a, "layers"_a, "page_tokens"_a, "dtype"_a)
+      .def("report_to", &Writer::report_to, "address"_a, "event"_a)
+      .def("report_every", [](Writer& w, int every, int64_t base) { w.program().report_every(every, base); }, "every"_a,
+           "base"_a)
       .def("run", &Writer::run, "ids"_a, "slots"_a, "starts"_a, "lengths"_a, "pages"_a, "kept"_a)
       .def(
           "logits",

@@ -95,6 +95,7 @@ void AttendOp::run(Step& step) const {
     throw std::out_of_range("a position is beyond the rotation table");
   }
   rotate_and_store(step, kv);
+  step.report.stored(layer_.index + 1);
   AttendCall call{};
   call.kv = kv;
   call.q = step.at(qkv_);

@@ -24,6 +24,12 @@ void Program::set_head(int hidden_buffer, int64_t columns, std::unique_ptr<Head>
   head_ = std::move(head);
 }
 
+void Program::report_every(int32_t every, int64_t base) {
+  if (every < 0 || (every > 0 && step_.report.word == nullptr)) throw std::invalid_argument("nowhere to report to");
+  step_.report.every = every;
+  step_.report.base = base;
+}
+
 void Program::run(const Batch& batch) {
   timed("plan", [&] { step_.begin(batch, buffers_, windows_); });
   for (const auto& op : ops_) timed(op->name(), [&] { op->run(step_); });

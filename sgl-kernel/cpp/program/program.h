@@ -47,6 +47,12 @@ class Program {
 
   void set_pool(const KvPool& pool) { step_.pool = pool; }
 
+  /// Where forwards report their progress (see Report); the memory outlives the program.
+  void report_to(int64_t* word, int event) { step_.report = {word, event, 0, 0}; }
+
+  /// The next forwards report every `every` layers, counted from `base`; 0: not at all.
+  void report_every(int32_t every, int64_t base);
+
   /// One forward. The hidden states of the kept tokens stay until the next one.
   void run(const Batch& batch);
 

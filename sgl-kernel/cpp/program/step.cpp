@@ -1,5 +1,7 @@
 #include "program/step.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -33,6 +35,14 @@ KvView KvPool::layer(int32_t index, const ModelShape& shape) const {
   view.key_dim = view.value_dim = shape.head_dim;
   view.type = type;
   return view;
+}
+
+void Report::stored(int32_t layers) const {
+  if (every == 0 || layers % every != 0) return;
+  __atomic_store_n(word, base + layers, __ATOMIC_RELEASE);
+  const uint64_t one = 1;
+  // An eventfd takes eight bytes or, when its counter is about to overflow, none: then it is readable anyway.
+  [[maybe_unused]] const ssize_t written = write(event, &one, sizeof one);
 }
 
 void Step::begin(const Batch& batch, const std::vector<ValueBuffer>& buffers, const std::vector<int32_t>& windows) {

@@ -44,6 +44,17 @@ struct Batch {
   int64_t page_table_columns;
 };
 
+/// Tells other threads how far a running forward is: `word` becomes base + the number of layers whose keys and values
+/// are in the pool, every `every` layers (0: never), and `event` (an eventfd) is raised.
+struct Report {
+  int64_t* word = nullptr;
+  int event = -1;
+  int32_t every = 0;
+  int64_t base = 0;
+
+  void stored(int32_t layers) const;
+};
+
 /// Memory of a value: `row_bytes` per token of the batch, or per kept token.
 struct ValueBuffer {
   int64_t row_bytes;
@@ -67,6 +78,7 @@ class Step {
 
   const ModelShape shape;
   KvPool pool;
+  Report report;
   std::vector<int64_t> ids;           // [T]
   std::vector<int32_t> positions;     // [T]
   std::vector<int32_t> store_page;    // [T]

@@ -20,9 +20,7 @@ class Pool:
 
     def __init__(self, seed: int) -> None:
         self.bytes = np.random.default_rng(seed).integers(0, 256, (PAGES, SCHEMA.page_bytes)).astype(np.uint8)
-        self.region = KvRegion(
-            address=self.bytes.ctypes.data, stride=SCHEMA.page_bytes, num_pages=PAGES, schema=SCHEMA
-        )
+        self.region = KvRegion(address=self.bytes.ctypes.data, stride=SCHEMA.page_bytes, num_pages=PAGES, schema=SCHEMA)
 
 
 def push(source: tuple[int, ...], target: tuple[int, ...], *spans: Span) -> Push:

@@ -17,7 +17,7 @@ class Runner:
         self.fails_at = fails_at
         self.thread = 0
 
-    def run(self, plan):
+    def run(self, plan, progress):
         assert self.gate.acquire(timeout=30)
         self.thread = threading.get_ident()
         if plan.plan_id == self.fails_at:

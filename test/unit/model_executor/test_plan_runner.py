@@ -40,7 +40,7 @@ class ToyNetwork:
         self.cells = np.full((PAGES, PAGE), -1)
         self.rounded = rounded
 
-    def forward(self, batch, kept):
+    def forward(self, batch, kept, progress):
         input_ids, layout = to_torch(padded(batch, self.rounded(len(batch.ids))), torch.device("cpu"))
         self.cells[layout.store_page.numpy(), layout.store_offset.numpy()] = input_ids.numpy()
         hidden = []

@@ -369,18 +369,18 @@ def test_grammars_are_compiled_once_and_hold_only_their_own_requests() -> None:
     assert bench.scheduler.grammars_wanted() == [spec]
     assert len(bench.must_plan().starts) == 1
     bench.commit()
-    assert bench.scheduler.grammar_ready(spec, "") == []
+    assert bench.scheduler.grammar_ready(spec, "", bench.now_ns) == []
     assert len(bench.must_plan().starts) == 2
     bench.commit()
     bench.run()
     bench.add("c", prompt(0, 5), sampling=SamplingParams(max_new_tokens=2, grammar=spec))
     assert bench.scheduler.grammars_wanted() == [spec], "what is compiled is the engine's to remember"
     bench.scheduler.abort("c")
-    assert bench.scheduler.grammar_ready(spec, "") == []
+    assert bench.scheduler.grammar_ready(spec, "", bench.now_ns) == []
     bad = GrammarSpec("regex", "(")
     bench.add("bad", prompt(0, 5), sampling=SamplingParams(grammar=bad))
     assert bench.scheduler.grammars_wanted() == [bad]
-    assert [d.finish.status for d in bench.scheduler.grammar_ready(bad, "Unbalanced parenthesis.") if d.finish] == [400]
+    assert [d.finish.status for d in bench.scheduler.grammar_ready(bad, "Unbalanced.", bench.now_ns) if d.finish] == [400]
     assert bench.scheduler.idle
 
 

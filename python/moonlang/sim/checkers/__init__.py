@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moonlang.sim.checkers.books import Books
 from moonlang.sim.checkers.bounds import Bounds
 from moonlang.sim.checkers.delivery import Delivery
 from moonlang.sim.checkers.isolation import Isolation
@@ -15,4 +16,4 @@ from moonlang.sim.world import World
 
 def fresh() -> list[Checker[World]]:
     """All checkers, without memory of another run. Replay equality needs two runs: see `replay`."""
-    return [Delivery(), Radix(), Pages(), Isolation(), Bounds(), Order(), Liveness()]
+    return [Delivery(), Radix(), Pages(), Isolation(), Bounds(), Order(), Liveness(), Books()]

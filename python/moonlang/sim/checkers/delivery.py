@@ -2,72 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from moonlang.base.clock import NS_PER_MS
 from moonlang.core.messages import TokenDelta
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish
+from moonlang.sim.chain import ChainModel
 from moonlang.sim.checkers.watch import Watch
 from moonlang.sim.client import Client
 from moonlang.sim.violation import Violation
-from moonlang.sim.world import World
 
 _NAME = "delivery"
 
 
-class Delivery(Watch[World]):
+class Audience(Protocol):
+    """The clients of a world. longest: tokens that a prompt and its output may have together."""
+
+    @property
+    def clients(self) -> Mapping[str, Client]: ...
+    @property
+    def model(self) -> ChainModel: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
+    def excuse(self, client: Client, finish: Finish) -> bool:
+        """Whether there has been cause for this end of a request."""
+        ...
+
+
+class Delivery(Watch[Audience]):
     """Compares every delta with the answer that follows from the prompt alone."""
 
     def __init__(self) -> None:
         self._answers: dict[str, tuple[list[int], Finish]] = {}
 
-    def on_delta(self, world: World, delta: TokenDelta) -> None:
-        client = world.clients.get(delta.rid)
+    def on_delta(self, audience: Audience, delta: TokenDelta) -> None:
+        client = audience.clients.get(delta.rid)
         if client is None or client.is_done:
             raise Violation(_NAME, f"{delta} for a client that {'is done' if client else 'does not exist'}")
-        if (delta.head is None) != (client.head is not None):
+        refused = delta.head is None and delta.finish is not None and delta.finish.kind == "abort"
+        if (delta.head is None) != (client.head is not None) and not refused:
             raise Violation(_NAME, f"{delta} is not the first delta with a head, or has a second head")
         if client.head is None and delta.head is not None:
-            self._check_head(world, client, delta)
-        answer, finish = self._answer(world, client)
+            self._check_head(audience, client, delta)
+        answer, finish = self._answer(audience, client)
         so_far = len(client.tokens)
         if list(delta.tokens) != answer[so_far : so_far + len(delta.tokens)]:
             raise Violation(_NAME, f"{delta.rid} gets {delta.tokens} after {so_far} tokens of {answer}")
         if delta.finish is not None:
             output = client.tokens + list(delta.tokens)
-            self._check_finish(world, client, delta.finish, output, (answer, finish))
+            self._check_finish(audience, client, delta.finish, output, (answer, finish))
             self._check_logprobs(client, delta)
 
-    def at_end(self, world: World) -> None:
-        for client in world.clients.values():
+    def at_end(self, audience: Audience) -> None:
+        for client in audience.clients.values():
             if not client.is_done:
                 raise Violation(_NAME, f"{client.script.rid} never ends")
-        stats = world.scheduler.stats()
-        if not stats.total_requests == stats.total_finished + stats.total_aborted == len(world.clients):
-            raise Violation(_NAME, f"{len(world.clients)} requests were sent, but {stats}")
 
-    def _answer(self, world: World, client: Client) -> tuple[list[int], Finish]:
+    def _answer(self, audience: Audience, client: Client) -> tuple[list[int], Finish]:
         rid = client.script.rid
         if rid not in self._answers:
-            most = output_limit(world, client)
-            self._answers[rid] = world.case.model.answer(client.prompt, client.script.sampling, most)
+            most = output_limit(audience, client)
+            self._answers[rid] = audience.model.answer(client.prompt, client.script.sampling, most)
         return self._answers[rid]
 
-    def _check_head(self, world: World, client: Client, delta: TokenDelta) -> None:
+    def _check_head(self, audience: Audience, client: Client, delta: TokenDelta) -> None:
         head, size = delta.head, len(client.prompt)
         assert head is not None
-        whole_pages = head.cached_tokens % world.config.page_size == 0
+        whole_pages = head.cached_tokens % audience.page_size == 0
         if head.prompt_tokens != size or not 0 <= head.cached_tokens < max(1, size) or not whole_pages:
             raise Violation(_NAME, f"{delta} has a wrong head for a prompt of {len(client.prompt)} tokens")
 
     def _check_finish(
-        self, world: World, client: Client, got: Finish, output: Sequence[int], answer: tuple[list[int], Finish]
+        self, audience: Audience, client: Client, got: Finish, output: Sequence[int], answer: tuple[list[int], Finish]
     ) -> None:
         tokens, finish = answer
         rid = client.script.rid
         if got.kind == "abort":
-            if not _may_abort(world, client, got):
+            if not audience.excuse(client, got):
                 raise Violation(_NAME, f"{rid} ends with {got} for no reason")
         elif len(output) != len(tokens) or (got.kind, got.matched) != (finish.kind, finish.matched):
             raise Violation(
@@ -94,32 +108,8 @@ def _entries(tokens: Sequence[int], first: int) -> list[TokenLogprob]:
     return [TokenLogprob(token, -float(p) if p else None) for p, token in enumerate(tokens, first)]
 
 
-def longest_sequence(world: World) -> int:
-    """Tokens that a sequence may have at most: the context, or all pages but the one that is never used."""
-    config = world.config
-    return min(config.context_length, (config.num_pages - 1) * config.page_size)
-
-
-def output_limit(world: World, client: Client) -> int:
+def output_limit(audience: Audience, client: Client) -> int:
     """Output tokens that the request may have at most."""
-    room = max(0, longest_sequence(world) - len(client.prompt))
+    room = max(0, audience.longest - len(client.prompt))
     most = client.script.sampling.max_new_tokens
     return room if most is None else min(most, room)
-
-
-def _may_abort(world: World, client: Client, finish: Finish) -> bool:
-    """Whether this client has given cause for an end with this status."""
-    script, now_ns = client.script, world.now_ns
-    if finish.status == 499:
-        return client.hung_up_ns is not None
-    if finish.status == 504:
-        return script.timeout_ms > 0 and now_ns >= client.sent_ns + script.timeout_ms * NS_PER_MS
-    if finish.status == 500:
-        return script.poison_at is not None
-    if finish.status == 503:
-        return world.config.max_queued is not None
-    if finish.status == 400:
-        grammar = script.sampling.grammar
-        too_long = len(client.prompt) >= longest_sequence(world)
-        return too_long or not client.prompt or (grammar is not None and grammar.kind == "ebnf")
-    return False

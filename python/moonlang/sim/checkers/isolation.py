@@ -35,3 +35,7 @@ class Isolation(Watch[Stage]):
                         _NAME, f"{request.rid} of key {request.extra_key!r} reads page {page}, which is not"
                     )
             self._keys.update(dict.fromkeys(table[first : last + 1], request.extra_key))
+
+    def arrived(self, page: int, key: str) -> None:
+        """Another server has written to this page for a request of this key."""
+        self._keys[page] = key

@@ -62,7 +62,7 @@ class Pages(Watch[Stage]):
         scheduler = stage.scheduler
         pool, owners = inside.pool(scheduler), inside.owners(scheduler)
         cached = [page for node in inside.cache(scheduler).nodes() for page in node.pages]
-        leased = [page for r in inside.running(scheduler) if r.lease for page in r.lease.pages[r.lease.shared :]]
+        leased = [page for lease in inside.leases(scheduler) for page in lease.pages[lease.shared :] + lease.spare]
         for owner, pages in ((Owner.CACHED, cached), (Owner.LEASED, leased)):
             held = dict.fromkeys(pages)
             wrong = [page for page in held if owners[page] != owner]

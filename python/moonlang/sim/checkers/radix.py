@@ -45,11 +45,10 @@ def check_tree(stage: Stage) -> None:
 
 
 def _holders(stage: Stage) -> dict[int, int]:
-    """Node id -> running requests whose prefix goes through it."""
+    """Node id -> leases whose prefix goes through it."""
     holders: dict[int, int] = {}
-    for request in inside.running(stage.scheduler):
-        lease = request.lease
-        node: Node | None = lease.prefix.node if lease is not None else None
+    for lease in inside.leases(stage.scheduler):
+        node: Node | None = lease.prefix.node
         while node is not None:
             holders[node.id] = holders.get(node.id, 0) + 1
             node = node.parent

@@ -1,0 +1,128 @@
+"""KV pages by Mooncake's transfer engine; between processes of one host by one copy from memory to memory.
+
+Both are one-sided: prefill writes into decode's pool, which is registered once as a whole. Within a host one copy takes
+a third of the time that the engine takes, which goes through TCP there as well: see docs/adr/0011.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from moonlang.base import log
+from moonlang.base.errors import BugError, PeerError
+from moonlang.base.process_memory import TAG_BYTES, Doorplate, host_key
+from moonlang.core.kv import KvRegion
+from moonlang.core.pairing import KvCard, Push
+from moonlang.disaggregation import page_memory
+from moonlang.disaggregation.channel import Contact, TransferChannel, TransferOptions, Work
+from moonlang.disaggregation.local import LocalMover
+from moonlang.mooncake import config, probe
+from moonlang.mooncake.engine import MAX_ENTRY_BYTES, Engine, Peer
+
+_log = log.get(__name__)
+
+NewEngine = Callable[[], Engine]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is held of one instance. direct: its memory can be written directly; None: not tried yet."""
+
+    direct: bool | None = None
+    peers: dict[int, Peer] = field(default_factory=dict)  # by rank
+
+
+class MooncakeMover:
+    """See disaggregation.channel.Mover. same_host: use the direct path where it is possible."""
+
+    name = "mooncake"
+
+    def __init__(self, options: TransferOptions, new_engine: NewEngine, *, same_host: bool = True) -> None:
+        self._options = options
+        self._new_engine = new_engine
+        self._local = LocalMover(options) if same_host and host_key() else None
+        self._regions: Sequence[KvRegion] = ()
+        self._engine: Engine | None = None
+        self._plate: Doorplate | None = None
+        self._known: dict[str, _Known] = {}  # each entry belongs to the lane of its instance
+
+    def register(self, regions: Sequence[KvRegion], instance: str) -> Sequence[Contact]:
+        self._regions = regions
+        self._engine = engine = self._new_engine()
+        self._plate = Doorplate(_tag(instance))
+        engine.register(self._plate.address, TAG_BYTES)
+        for region in regions:
+            engine.register(region.address, region.num_pages * region.stride)
+        session = engine.session(self._plate.address)
+        handles = [""] * len(regions)
+        if self._local is not None:
+            handles = [contact.handle for contact in self._local.register(regions, instance)]
+        return [Contact(session, handle) for handle in handles]
+
+    def push(self, push: Push, work: Work) -> int:
+        known = self._known.setdefault(push.peer.instance, _Known())
+        if self._local is None or known.direct is False or not _same_host(push.peer):
+            return self._push_by_engine(push, work, known)
+        try:
+            value = self._local.push(push, work)
+        except PeerError as error:
+            if known.direct:
+                raise
+            _log.warning("No direct path to a decode instance on this host: %s", error)
+            known.direct = False
+            return self._push_by_engine(push, work, known)
+        known.direct = True
+        return value
+
+    def forget(self, instance: str) -> None:
+        self._known.pop(instance, None)
+        if self._local is not None:
+            self._local.forget(instance)
+
+    def close(self) -> None:
+        if self._local is not None:
+            self._local.close()
+        if self._engine is not None:
+            self._engine.close()
+
+    def _push_by_engine(self, push: Push, work: Work, known: _Known) -> int:
+        if self._engine is None:
+            raise BugError("A push was submitted before the pools were registered.")
+        peer = known.peers.get(push.target_rank)
+        if peer is None:
+            session = push.peer.sessions[push.target_rank]
+            peer = known.peers[push.target_rank] = Peer(session, _tag(push.peer.instance))
+        here = self._regions[push.source_rank]
+        found = page_memory.runs(push, here, push.peer.regions[push.target_rank])
+        value = page_memory.checksum(here, push.source, push.spans, landed=False) if self._options.checksum else 0
+        self._engine.write(peer, *page_memory.cut(found, MAX_ENTRY_BYTES), work.go_on)
+        return value
+
+
+def _same_host(card: KvCard) -> bool:
+    return card.host == host_key() and all(card.handles)
+
+
+def _tag(instance: str) -> bytes:
+    return hashlib.sha256(instance.encode()).digest()
+
+
+def open_transfer(options: TransferOptions) -> TransferChannel:
+    """The KvTransfer of --disaggregation-transfer-backend mooncake."""
+    return TransferChannel(MooncakeMover(options, lambda: _engine(options, force_tcp=False)), options)
+
+
+def open_tcp_transfer(options: TransferOptions) -> TransferChannel:
+    """The KvTransfer of --disaggregation-transfer-backend mooncake_tcp: RDMA cards are left alone."""
+    return TransferChannel(MooncakeMover(options, lambda: _engine(options, force_tcp=True)), options)
+
+
+def _engine(options: TransferOptions, *, force_tcp: bool) -> Engine:
+    found = config.read(
+        os.environ, probe.hardware(), host=options.host, ib_device=options.devices or None, force_tcp=force_tcp
+    )
+    probe.check_metadata(found)
+    return Engine(found)
