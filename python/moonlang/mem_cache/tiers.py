@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from moonlang.base.errors import BugError
 from moonlang.core.lease import Lease
 from moonlang.core.page_key import PageKeys
@@ -31,6 +33,7 @@ from moonlang.mem_cache.rates import Rate
 _COST_TOKENS = 2048  # a page so far into a prompt costs about twice as much to compute as the first: attention grows
 _LOOK_SHARE = 20  # asking the store may delay a request by this fraction of what computing would take
 _FETCH_SHARE = 2  # fetches may hold this fraction of the device pool
+_TEND_NS = 20_000_000  # at most so often: it looks at every leaf of the tree
 _FREE_SHARE = 8  # write_back hands pages down when less than this fraction of the device pool is free
 
 
@@ -46,6 +49,24 @@ class TierConfig:
     timeout_ns: int = 1_000_000_000
     timeout_ki_token_ns: int = 250_000_000
     batch_pages: int = 64
+
+
+class TierStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot; all zero without lower tiers. Totals count from the start of the process, in tokens.
+
+    misses: how often the store brought nothing, by reason. dropped: not handed down because too much was queued.
+    """
+
+    host_slots: int = 0
+    host_used: int = 0
+    fetching: int = 0
+    queued_pages: int = 0
+    total_host_tokens: int = 0
+    total_store_tokens: int = 0
+    total_demoted_tokens: int = 0
+    total_saved_tokens: int = 0
+    total_dropped_tokens: int = 0
+    misses: dict[str, int] = {}
 
 
 @dataclass(slots=True)
@@ -96,6 +117,15 @@ class Fetch:
         return self.host_end + self.store_good
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the cached prefix of a request came from, in tokens; miss: why the store brought nothing."""
+
+    host: int
+    store: int
+    miss: str
+
+
 class Tiers:
     """The driver hands `ops` to the channels and brings every completion back under the number of its op."""
 
@@ -118,6 +148,7 @@ class Tiers:
         self._ops: list[tuple[int, HostOp | StoreOp]] = []
         self._sent_ns: dict[int, int] = {}
         self._next_op = 0
+        self._tended_ns = -_TEND_NS
         self._compute = Rate()
         self._from_host = Rate()
         self._from_store = Rate()
@@ -164,9 +195,21 @@ class Tiers:
         return fetch.host_pending or (fetch.store_pending and now_ns < fetch.patience_ns)
 
     @property
+    def wake_ns(self) -> int | None:
+        """When a request stops waiting for the store, if one does."""
+        return min((fetch.patience_ns for fetch in self._fetches.values() if fetch.store_pending), default=None)
+
+    @property
     def leases(self) -> list[Lease]:
         """Of the fetches under way."""
         return [fetch.lease for fetch in {id(fetch): fetch for fetch in self._fetches.values()}.values()]
+
+    def origin(self, fetch: Fetch, cached: int) -> Origin:
+        """Of a prefix of `cached` tokens that a request with this fetch has found in the device pool."""
+        size = self._page_size
+        good = min(cached, fetch.good * size)
+        store = max(0, good - fetch.host_end * size)
+        return Origin(max(0, good - store - fetch.at * size), store, fetch.reason)
 
     @property
     def is_busy(self) -> bool:
@@ -268,11 +311,14 @@ class Tiers:
         if self.config.write_policy == "write_through_selective" and end:
             self.keep(tokens, extra_key, keys.upto(tokens, end), 0, end)
 
-    def tend(self) -> None:
+    def tend(self, now_ns: int) -> None:
         """Under write_back: when room gets short, hand the coldest pages down before they are evicted."""
         pool, size = self._leases.pool, self._page_size
         if self.config.write_policy != "write_back" or pool.free * _FREE_SHARE >= pool.capacity:
             return
+        if now_ns - self._tended_ns < _TEND_NS or len(self._down_host) or len(self._down_store):
+            return
+        self._tended_ns = now_ns
         for tokens, extra_key in self._cache.coldest(self.config.batch_pages):
             count = len(tokens) // size
             self.keep(tokens, extra_key, PageKeys(size, extra_key).upto(tokens, count), 0, count)
@@ -361,6 +407,22 @@ class Tiers:
     def computed(self, tokens: int, ns: int) -> None:
         """So long took the forward of so many prompt tokens."""
         self._compute.sample(tokens, ns)
+
+    def stats(self) -> TierStats:
+        """For metrics."""
+        totals = self.totals
+        return TierStats(
+            host_slots=self.host.num_slots,
+            host_used=len(self.host),
+            fetching=len(self._fetches),
+            queued_pages=len(self._down_host) + len(self._down_store),
+            total_host_tokens=totals.host_tokens,
+            total_store_tokens=totals.store_tokens,
+            total_demoted_tokens=totals.demoted_tokens,
+            total_saved_tokens=totals.saved_tokens,
+            total_dropped_tokens=(self._down_host.dropped + self._down_store.dropped) * self._page_size,
+            misses=dict(totals.misses),
+        )
 
     def forget(self) -> None:
         """Drop what the host tier holds; the store is shared and keeps its own."""

@@ -217,12 +217,13 @@ def test_selective_keeps_at_the_second_use() -> None:
 def test_write_back_keeps_when_room_gets_short() -> None:
     world = World(both(write_policy="write_back"))
     world.compute(prompt(1, 4))
-    world.tiers.tend()
+    world.tiers.tend(world.now_ns)
     world.drain()
     assert not world.store
     for seed in range(2, 11):
         world.compute(prompt(seed, 4))
-        world.tiers.tend()
+        world.now_ns += 100 * MS
+        world.tiers.tend(world.now_ns)
         world.drain()
     assert world.store
 
@@ -264,7 +265,7 @@ def test_no_order_of_events_and_no_failure_mixes_up_bytes(seed: int) -> None:
             case 1:
                 world.want(tokens)
             case 2:
-                world.tiers.tend()
+                world.tiers.tend(world.now_ns)
                 world.submit()
             case 3 if world.under_way:
                 world.finish(rng.randrange(len(world.under_way)), rng.choice([None, None, None, 0, 1, 2]))
