@@ -21,18 +21,26 @@ SGLANG = {name: entry for name, entry in ENTRIES.items() if entry["section"] != 
 ROWS = [row for row in table.load().rows.values() if row.section != table.OWN_SECTION]
 SUPPORTED = [row for row in ROWS if row.status == "supported" and row.has_field]
 
-OWN_FLAGS = ["messaging_backend", "in_process", "request_timeout_s"]
+OWN_FLAGS = [
+    *("disaggregation_decode_fallback", "disaggregation_timeout_s"),
+    *("messaging_backend", "in_process", "request_timeout_s"),
+]
 # Fields that act within the configuration itself: where the model comes from, and what is checked at start.
 READ_BY_CONFIG = {
     "revision",
     "download_dir",
     "json_model_override_args",
-    "kv_cache_dtype",
     "sampling_backend",
     "messaging_backend",
 }
 # Choices that SGLang does not have.
-OWN_CHOICES = {"--model-impl": {"moonlang"}, "--quantization": {"int8", "int4"}, "--attention-backend": {"cpu"}}
+OWN_CHOICES = {
+    "--model-impl": {"moonlang"},
+    "--quantization": {"int8", "int4"},
+    "--attention-backend": {"cpu"},
+    "--disaggregation-transfer-backend": {"local"},
+}
+OWN_DEFAULTS = {"--disaggregation-enable-kv-checksum": True}  # pages that travel are checked unless that is turned off
 
 
 def by_name(rows):
@@ -126,7 +134,7 @@ def test_supported_flags_are_those_of_sglang(row):
     """Same default, same kind of value, and no choice that SGLang does not know."""
     entry = SGLANG[row.names[0]]
     default = tuple(entry["default"]) if isinstance(entry["default"], list) else entry["default"]
-    assert row.default == default
+    assert row.default == OWN_DEFAULTS.get(row.names[0], default)
     assert row.kind == entry["type"]
     assert (row.nargs or "") == entry.get("nargs", "")
     choices = entry.get("choices", [])
@@ -204,13 +212,18 @@ ACCEPTED = [
     "--model-path Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4",
     "--model-path M --port 30000 --host 192.168.0.137 --tp-size 1 --mem-fraction-static 0.8",
     "--model-path M --disaggregation-mode null --disaggregation-transfer-backend mooncake --moe-a2a-backend none",
+    "--model-path M --disaggregation-mode prefill --disaggregation-transfer-backend mooncake "
+    "--disaggregation-ib-device mlx5_0",
+    "--model-path Q --disaggregation-mode prefill --port 30000 --host 192.168.0.137 --tp-size 1",
+    "--model-path Q --disaggregation-mode decode --port 30001 --base-gpu-id 0 --host 192.168.0.137 "
+    "--disaggregation-transfer-backend mooncake_tcp --num-reserved-decode-tokens 128",
+    "--disaggregation-mode decode --no-disaggregation-enable-kv-checksum --disaggregation-decode-fallback",
     "--load-format dummy --tp 1 --dp 1 --enable-dp-attention --cuda-graph-max-bs 8 --disable-cuda-graph",
     "--attention-backend torch_native --sampling-backend pytorch --grammar-backend xgrammar --device cpu",
 ]
 # Command line -> what the refusal names.
 REFUSED = {
-    "--model-path M --disaggregation-mode prefill --disaggregation-transfer-backend mooncake "
-    "--disaggregation-ib-device mlx5_0": "--disaggregation-mode null",
+    "--model-path M --disaggregation-mode prefill --enable-pdmux": "two servers",
     "--model-path Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4 --disaggregation-mode decode --port 30001 --base-gpu-id 2 "
     "--host 192.168.0.137 --tp-size 2": "one server per device",
     "--enable-hierarchical-cache --hicache-storage-backend mooncake --model-path M": "--max-total-tokens",

@@ -146,6 +146,11 @@ def _cross_checks(args: ServerArgs) -> Iterable[ConfigError]:
         yield ConfigError("--in-process has no use for --messaging-backend zmq.", hint="Leave out one of the two.")
     if args.messaging_backend == "inproc" and not args.in_process:
         yield ConfigError("--messaging-backend inproc reaches no other process.", hint="Add --in-process.")
+    if args.disaggregation_decode_fallback and args.disaggregation_mode != "decode":
+        yield ConfigError(
+            f"--disaggregation-decode-fallback does nothing with --disaggregation-mode {args.disaggregation_mode}.",
+            hint="Leave it out here; it belongs to decode servers.",
+        )
     if not isinstance(_json(args.json_model_override_args), dict):
         yield ConfigError("--json-model-override-args takes a JSON object.", hint="""Like '{"rope_theta": 10000}'.""")
 

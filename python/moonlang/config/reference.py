@@ -49,12 +49,22 @@ def _lines() -> Iterator[str]:
             yield f"| `{old}` | `{row.names[0]}` |"
 
 
+_VALUES = {
+    "bool": "",
+    "bool/no": "none, or `--no-` before it",
+    "str": "text",
+    "int": "integer",
+    "float": "number",
+    "json": "JSON object",
+}
+
+
 def _supported(row: Row) -> str:
     names = " ".join(f"`{name}`" for name in row.names)
     if row.choices:
         value = ", ".join(str(choice) for choice in row.choices)
     else:
-        value = {"bool": "", "str": "text", "int": "integer", "float": "number", "json": "JSON object"}[row.kind]
+        value = _VALUES[row.kind]
     default = "" if row.default in (None, False, (), "") else f"`{row.default}`"
     meaning = row.flag.help if row.flag is not None else "YAML file of flags"
     return f"| {names} | {value}{' ...' if row.nargs else ''} | {default} | {meaning} |"

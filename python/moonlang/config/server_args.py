@@ -23,6 +23,8 @@ LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MODEL_IMPLS = ("auto", "moonlang", "sglang", "transformers")
 KV_DTYPES = ("auto", "bf16", "bfloat16")
 POLICIES = ("lpm", "random", "fcfs", "dfs-weight", "lof", "priority")
+PD_MODES = ("null", "prefill", "decode")
+PD_BACKENDS = ("mooncake", "mooncake_tcp", "local", "fake")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -102,6 +104,17 @@ class ServerArgs:
     random_seed: Annotated[int | None, Flag("Seed of requests that bring none; default: drawn at start")] = None
     watchdog_timeout: Annotated[float, Flag("Seconds until a step that hangs ends the server", low=0)] = 300.0
 
+    # Prefill/decode disaggregation
+    disaggregation_mode: Annotated[str, Flag("Whole server, prefill only or decode only", PD_MODES)] = "null"
+    disaggregation_transfer_backend: Annotated[str, Flag("How KV pages travel", PD_BACKENDS)] = "mooncake"
+    disaggregation_bootstrap_port: Annotated[int, Flag("Port where prefill and decode meet", low=1, high=65535)] = 8998
+    disaggregation_ib_device: Annotated[str | None, Flag("RDMA cards for KV pages: one, a list, or JSON")] = None
+    disaggregation_enable_kv_checksum: Annotated[bool, Flag("Check KV pages that have travelled")] = True
+    disaggregation_decode_extra_slots: Annotated[int | None, Flag("Requests that wait with pages", low=0)] = None
+    num_reserved_decode_tokens: Annotated[int, Flag("Output tokens to keep room for on decode servers", low=0)] = 512
+    disaggregation_decode_fallback: Annotated[bool, Flag("Decode prefills by itself when its peer fails")] = False
+    disaggregation_timeout_s: Annotated[float, Flag("Longest wait for the other half", low=0.001)] = 120.0
+
     # Logs and metrics
     log_level: Annotated[str, Flag("Level of the log", LOG_LEVELS)] = "info"
     log_level_http: Annotated[str | None, Flag("Level of the HTTP log; default: --log-level", LOG_LEVELS)] = None
@@ -155,15 +168,6 @@ class ServerArgs:
     eplb_algorithm: Annotated[str, Flag("How experts are balanced")] = "auto"
     eplb_rebalance_num_iterations: Annotated[int, Flag("Steps between two rounds of balancing", low=1)] = 1000
     elastic_ep_backend: Annotated[str | None, Flag("Collectives that survive a lost rank")] = None
-    # - prefill/decode disaggregation
-    disaggregation_mode: Annotated[str, Flag("Whole server, prefill only or decode only")] = "null"
-    disaggregation_transfer_backend: Annotated[str, Flag("How KV pages travel")] = "mooncake"
-    disaggregation_bootstrap_port: Annotated[int, Flag("Port where prefill and decode meet", low=0, high=65535)] = 8998
-    disaggregation_ib_device: Annotated[str | None, Flag("Network cards for KV pages")] = None
-    disaggregation_decode_enable_radix_cache: Annotated[bool, Flag("Prefix cache on decode servers")] = False
-    disaggregation_decode_enable_offload_kvcache: Annotated[bool, Flag("Decode servers offload to storage")] = False
-    disaggregation_enable_kv_checksum: Annotated[bool, Flag("Check sums of KV pages that travelled")] = False
-    num_reserved_decode_tokens: Annotated[int, Flag("Tokens reserved per request on decode servers", low=0)] = 512
     # - hierarchical cache
     enable_hierarchical_cache: Annotated[bool, Flag("KV pages in host memory and storage too")] = False
     hicache_ratio: Annotated[float | None, Flag("Host pool over device pool", low=0)] = None

@@ -11,6 +11,7 @@ import hmac
 import os
 import socket
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -138,6 +139,19 @@ async def _body(request: Request, kind: type[Any]) -> Any:
 def _refused(request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, RequestError) else 500
     return PlainTextResponse(str(error), status)
+
+
+def prefill_route(args: ServerArgs, link: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bootstrap server is told of this prefill instance. link: of the scheduler role."""
+    return {
+        **link,
+        "rank_ip": link["host"],
+        "rank_port": link["port"],
+        "page_size": args.page_size,
+        "kv_cache_dtype": args.kv_cache_dtype,
+        "load_balance_method": args.load_balance_method,
+        "prefill_http_port": args.port,
+    }
 
 
 class BootstrapHost:

@@ -15,8 +15,9 @@ from moonlang.base.errors import PeerError, RequestError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.prepare import prepare
 from moonlang.config.server_args import ServerArgs
-from moonlang.entrypoints import front, generation
+from moonlang.entrypoints import front, generation, pairing
 from moonlang.entrypoints.app import build_app
+from moonlang.entrypoints.bootstrap import BootstrapHost, prefill_route
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.describe import served_name
 from moonlang.entrypoints.health import Health
@@ -41,16 +42,22 @@ def serve(args: ServerArgs) -> int:
     log.configure("server", args.log_level)
     with front.stopped_by_signals(), front.listening(args.host, args.port) as listener:
         prepared = prepare(args)
+        # First of all: the transfer engine may look for its metadata there while the roles load the model.
+        bootstrap = BootstrapHost(prepared.args) if args.disaggregation_mode == "prefill" else None
         cluster = Cluster(prepared.args, prepared.model)
         try:
             server = _server(prepared.args, prepared.model, cluster)  # while the roles load the model
             cluster.wait_ready()
+            if bootstrap is not None:
+                bootstrap.announce(prefill_route(prepared.args, cluster.ready["scheduler"]["link"]))
             server.run(sockets=[listener])
             return server.exit_status
         except PeerError as error:
             _log.error("The server cannot start. %s", error)
             return 1
         finally:
+            if bootstrap is not None:
+                bootstrap.close()
             cluster.close()
 
 
@@ -138,8 +145,11 @@ class _Server(front.Server):
         _log.info("The server is fired up and ready to roll!")
 
     async def _warm_up(self) -> None:
+        body = WARM_UP if self._client.tokenizer is not None else WARM_UP_IDS
+        if self._client.args.disaggregation_mode != "null":
+            body = body | {"bootstrap_host": pairing.ALONE, "bootstrap_room": 0}
         try:
-            await generation.generate(self._client, WARM_UP if self._client.tokenizer is not None else WARM_UP_IDS)
+            await generation.generate(self._client, body)
         except RequestError as error:
             if not self._client.failure:
                 _log.warning("The warm-up request was refused: %s", error)

@@ -24,10 +24,11 @@ from moonlang.core.ticket import Outcome, Ticket
 from moonlang.model_executor.executor import ThreadExecutor
 from moonlang.model_executor.runner import ModelRunner
 from moonlang.roles import topology
+from moonlang.roles.pairing import Pairing, equip, pairing_config
 from moonlang.roles.role import NEVER_NS
 from moonlang.roles.step_log import StepLog
 from moonlang.scheduler.scheduler import Scheduler
-from moonlang.scheduler.settings import SchedulerConfig
+from moonlang.scheduler.settings import PairingConfig, SchedulerConfig
 
 _log = log.get(__name__)
 
@@ -58,7 +59,10 @@ class SchedulerRole:
         self._tickets: dict[Ticket, GrammarSpec] = {}
         self._runner = ModelRunner(model, args, self._grammars)
         self._runner.warm_up()
-        self._scheduler = Scheduler(scheduler_config(args, model, self._runner))
+        outfit = equip(args, self._runner.region) if args.disaggregation_mode != "null" else None
+        pairing = pairing_config(args, outfit) if outfit is not None else None
+        self._scheduler = Scheduler(scheduler_config(args, model, self._runner, pairing))
+        self._pairing = Pairing(args, outfit, self._scheduler.peers) if outfit is not None else None
         self._executor: Executor = ThreadExecutor(self._runner, self._scheduler.config.depth)
         self._endpoint = endpoint
         self._steps = StepLog(args.decode_log_interval)
@@ -67,7 +71,8 @@ class SchedulerRole:
         self._in_flight = 0
         self._last_result_ns = 0
         self._check_ns = NEVER_NS
-        self.wait_fds = (self._executor.fileno(), self._grammars.fileno())
+        pair_fds = self._pairing.wait_fds if self._pairing is not None else ()
+        self.wait_fds = (self._executor.fileno(), self._grammars.fileno(), *pair_fds)
         self._announce(model)
 
     def ready_body(self) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class SchedulerRole:
             "kv_page_bytes": self._runner.schema.page_bytes,
             "kv_pool_reason": self._runner.pool_reason,
             "kv_digest": self._runner.schema.digest(),
+            "link": self._pairing.route if self._pairing is not None else None,
         }
 
     def step(self, now_ns: int) -> int:
@@ -95,14 +101,20 @@ class SchedulerRole:
             self._in_flight -= 1
             self._last_result_ns = now_ns
             deltas += self._scheduler.commit(result, now_ns)
+        if self._pairing is not None:
+            deltas += self._pairing.take(self._executor.progress(), now_ns)
         deltas += self._scheduler.expire(now_ns)
         self._submit(now_ns)
+        if self._pairing is not None:
+            self._pairing.carry_out()
         if deltas:
             self._endpoint.send(topology.DETOKENIZER, TokenBatch(tuple(deltas)))
         return self._wake_ns(now_ns)
 
     def close(self) -> None:
         self._executor.close()
+        if self._pairing is not None:
+            self._pairing.close()
         self._grammars.close()
 
     # ---- inside
@@ -130,6 +142,8 @@ class SchedulerRole:
     def _handle(self, body: Message, now_ns: int) -> list[TokenDelta]:
         match body:
             case Generate():
+                if self._pairing is not None:
+                    self._pairing.claim(body)
                 deltas = self._scheduler.add(body, now_ns)
                 for spec in self._scheduler.grammars_wanted():
                     self._tickets[self._grammars.submit(spec)] = spec
@@ -225,7 +239,9 @@ class SchedulerRole:
         self._flushes = keep
 
 
-def scheduler_config(args: ServerArgs, model: ModelConfig, runner: ModelRunner) -> SchedulerConfig:
+def scheduler_config(
+    args: ServerArgs, model: ModelConfig, runner: ModelRunner, pairing: PairingConfig | None = None
+) -> SchedulerConfig:
     """The scheduler's bounds from resolved arguments and the pool that fitted."""
     chunk = args.chunked_prefill_size
     return SchedulerConfig(
@@ -248,4 +264,6 @@ def scheduler_config(args: ServerArgs, model: ModelConfig, runner: ModelRunner) 
         preempt=not args.disable_priority_preemption,
         preempt_gap=args.priority_scheduling_preemption_threshold,
         seed=args.random_seed or 0,
+        reserved_tokens=args.num_reserved_decode_tokens if args.disaggregation_mode == "decode" else 0,
+        pairing=pairing,
     )

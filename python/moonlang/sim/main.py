@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from moonlang.base import clock
 from moonlang.sim import mutants, traces
-from moonlang.sim.run import Outcome, combined_digest, run, run_seeds, shrink
-from moonlang.sim.workload import draw
+from moonlang.sim.run import KINDS, AnyCase, Outcome, combined_digest, draw_case, kind_of, run, run_seeds, shrink
 
 _SHOWN_FAILURES = 3
 
@@ -22,17 +21,20 @@ def main(argv: Sequence[str]) -> int:
     if args.trace_file is not None:
         return _play(args)
     if args.seed is not None:
-        return _one(args.seed, args.keep, args.trace)
-    return _many(range(args.start, args.start + args.seeds), args.jobs)
+        return _one(draw_case(args.seed, kind_of(args.seed, args.world)), args.keep, args.trace)
+    return _many(range(args.start, args.start + args.seeds), args.jobs, args.world)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moonlang sim", description="Run the scheduler under virtual time.")
     parser.add_argument("--seeds", type=int, default=500, metavar="N", help="number of cases (default 500)")
     parser.add_argument("--start", type=int, default=0, metavar="K", help="first seed (default 0)")
+    parser.add_argument(
+        "--world", choices=KINDS, default="mixed", help="one server, prefill and decode servers, or some of each"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--seed", type=int, metavar="SEED", help="run this one case")
-    parser.add_argument("--keep", type=_numbers, metavar="I,J,...", help="with --seed: only these of its requests")
+    parser.add_argument("--keep", type=_numbers, metavar="I,J,...", help="with --seed: only these requests and faults")
     parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
     parser.add_argument("--mutants", action="store_true", help="plant each mutant and say which checker catches it")
     parser.add_argument("--trace-file", metavar="F", help="play a request trace in Mooncake's JSONL format")
@@ -47,9 +49,9 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _many(seeds: range, jobs: int) -> int:
+def _many(seeds: range, jobs: int, kinds: str) -> int:
     begin_ns = clock.monotonic_ns()
-    outcomes = list(run_seeds(seeds, jobs))
+    outcomes = list(run_seeds(seeds, jobs, kinds))
     wall_s = (clock.monotonic_ns() - begin_ns) / clock.NS_PER_S
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     steps = sum(outcome.steps for outcome in outcomes)
@@ -62,21 +64,22 @@ def _many(seeds: range, jobs: int) -> int:
     for outcome in failed[:_SHOWN_FAILURES]:
         _explain(outcome)
     if len(failed) > _SHOWN_FAILURES:
-        _say(f"more failing seeds: {', '.join(str(outcome.seed) for outcome in failed[_SHOWN_FAILURES:])}")
+        _say(f"more failing seeds: {', '.join(f'{o.kind} {o.seed}' for o in failed[_SHOWN_FAILURES:])}")
     return 1 if failed else 0
 
 
-def _one(seed: int, keep: list[int] | None, trace: bool) -> int:
-    case = draw(seed) if keep is None else draw(seed).keep(keep)
-    _say(str(case.config))
+def _one(case: AnyCase, keep: list[int] | None, trace: bool) -> int:
+    case = case if keep is None else case.keep(keep)
+    for name, config in case.settings.items():
+        _say(f"{name}: {config}")
     outcome = run(case, again=True, trace=_say if trace else None)
     if outcome.failure is None:
-        _say(f"seed {seed} holds: {outcome.steps} steps, digest {outcome.digest}")
+        _say(f"seed {case.seed} holds: {outcome.steps} steps, digest {outcome.digest}")
         return 0
     if keep is None:
         _explain(outcome)
     else:
-        _say(f"seed {seed} fails {outcome.failure[0]}: {outcome.failure[1]}")
+        _say(f"seed {case.seed} fails {outcome.failure[0]}: {outcome.failure[1]}")
     return 1
 
 
@@ -84,12 +87,12 @@ def _explain(outcome: Outcome) -> None:
     """Say what failed, shrink the case and give the command that repeats it."""
     assert outcome.failure is not None
     checker, message = outcome.failure
-    case = draw(outcome.seed)
+    case = draw_case(outcome.seed, outcome.kind)
     small = shrink(case, checker)
-    indexes = ",".join(str(script.index) for script in small.scripts)
     _say(f"seed {outcome.seed} fails {checker}: {message}")
-    _say(f"  {len(small.scripts)} of its {len(case.scripts)} requests are enough; repeat it with")
-    _say(f"  moonlang sim --seed {outcome.seed} --keep {indexes} --trace")
+    _say(f"  {len(small.indexes)} of its {len(case.indexes)} requests and faults are enough; repeat it with")
+    indexes = ",".join(map(str, small.indexes))
+    _say(f"  moonlang sim --world {outcome.kind} --seed {outcome.seed} --keep {indexes} --trace")
 
 
 def _mutants(most_seeds: int) -> int:

@@ -1,23 +1,38 @@
-"""Run cases: one, many on several cores, and a failing one again and again until few of its requests are left."""
+"""Run cases: one, many on several cores, and a failing one again and again until little of it is left.
+
+Two kinds of world: `plain`, one server, and `pd`, prefill and decode servers. A seed of `mixed` is of the one or the
+other kind.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from moonlang.base.errors import MoonLangError
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim import checkers
 from moonlang.sim.checkers import replay
+from moonlang.sim.pd import checkers as pd_checkers
+from moonlang.sim.pd.workload import PdCase
+from moonlang.sim.pd.workload import draw as draw_pd
+from moonlang.sim.pd.world import PdWorld
 from moonlang.sim.stage import Checker
 from moonlang.sim.violation import Violation
 from moonlang.sim.workload import Case, draw
 from moonlang.sim.world import World
 
 MakeScheduler = Callable[[SchedulerConfig], Scheduler]
+AnyCase = Case | PdCase
+Kind = Literal["plain", "pd"]
+KINDS = ("mixed", "plain", "pd")
+
+_PD_EVERY = 5  # of the seeds of "mixed" one in so many
 
 _REPLAY_EVERY = 8  # one case in so many is run twice
 _SHRINK_RUNS = 300
@@ -34,51 +49,75 @@ _CRASHES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What is known after one run. failure: the violation as (checker, message)."""
 
     seed: int
+    kind: Kind
     steps: int
     virtual_ns: int
     digest: str
     failure: tuple[str, str] | None = None
 
 
+def kind_of(seed: int, kinds: str) -> Kind:
+    """The kind of world of a seed, of those in KINDS."""
+    if kinds == "mixed":
+        return "pd" if seed % _PD_EVERY == _PD_EVERY - 1 else "plain"
+    return "pd" if kinds == "pd" else "plain"
+
+
+def draw_case(seed: int, kind: Kind) -> AnyCase:
+    """Case number `seed` of its kind."""
+    return draw_pd(seed) if kind == "pd" else draw(seed)
+
+
 def run(
-    case: Case,
+    case: AnyCase,
     *,
     make_scheduler: MakeScheduler = Scheduler,
     watch: Callable[[], Sequence[Checker[World]]] = checkers.fresh,
     again: bool = False,
     trace: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """One case under the checkers that `watch` makes; `again` adds the replay."""
-    world = World(case, watch(), make_scheduler, trace)
+    """One case under all checkers, a plain one under those that `watch` makes; `again` adds the replay."""
+    if isinstance(case, PdCase):
+        world = PdWorld(case, pd_checkers.fresh(), make_scheduler, trace)
+    else:
+        world = World(case, watch(), make_scheduler, trace)
     failure = None
     try:
         world.run()
         if again:
-            replay.check(case, world.digest)
+            replay.check(PdWorld(case) if isinstance(case, PdCase) else World(case, ()), world.digest)
     except Violation as violation:
         failure = (violation.checker, violation.message)
     except _CRASHES as error:
         failure = ("crash", f"{type(error).__name__}: {error} ({_where(error)})")
-    return Outcome(seed=case.seed, steps=world.steps, virtual_ns=world.now_ns, digest=world.digest, failure=failure)
+    return Outcome(
+        seed=case.seed,
+        kind="pd" if isinstance(case, PdCase) else "plain",
+        steps=world.steps,
+        virtual_ns=world.now_ns,
+        digest=world.digest,
+        failure=failure,
+    )
 
 
-def run_seed(seed: int) -> Outcome:
+def run_seed(seed: int, kinds: str = "plain") -> Outcome:
     """Case `seed`, some of them twice."""
-    return run(draw(seed), again=seed % _REPLAY_EVERY == 0)
+    return run(draw_case(seed, kind_of(seed, kinds)), again=seed // _PD_EVERY % _REPLAY_EVERY == 0)
 
 
-def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
+def run_seeds(seeds: Iterable[int], jobs: int, kinds: str = "plain") -> Iterator[Outcome]:
     """The outcomes in the order of the seeds, computed by `jobs` processes."""
+    one = functools.partial(run_seed, kinds=kinds)
     if jobs <= 1:
-        yield from map(run_seed, seeds)
+        yield from map(one, seeds)
         return
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        yield from pool.imap(run_seed, seeds, chunksize=8)
+        yield from pool.imap(one, seeds, chunksize=8)
 
 
 def combined_digest(digests: Iterable[str]) -> str:
@@ -89,9 +128,9 @@ def combined_digest(digests: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def shrink(case: Case, checker: str, *, make_scheduler: MakeScheduler = Scheduler) -> Case:
-    """A case with fewer requests that still fails the same checker: drop halves, then ever smaller parts."""
-    left = [script.index for script in case.scripts]
+def shrink(case: AnyCase, checker: str, *, make_scheduler: MakeScheduler = Scheduler) -> AnyCase:
+    """A case with fewer requests and faults that still fails the same checker: drop halves, then ever smaller parts."""
+    left = case.indexes
     part = len(left) // 2
     runs = 0
     while part >= 1 and runs < _SHRINK_RUNS:

@@ -68,7 +68,9 @@ def play(requests: Sequence[TraceRequest], *, num_pages: int) -> tuple[Outcome, 
         f"{stats.cache_hit_rate:.1%} with {num_pages} pages (at most {ceiling(requests):.1%} with any number), "
         f"{stats.total_retractions} retractions, {world.steps} steps, {world.now_ns / 1e9:.1f} s of virtual time"
     )
-    outcome = Outcome(seed=0, steps=world.steps, virtual_ns=world.now_ns, digest=world.digest, failure=failure)
+    outcome = Outcome(
+        seed=0, kind="plain", steps=world.steps, virtual_ns=world.now_ns, digest=world.digest, failure=failure
+    )
     return outcome, report
 
 

@@ -63,6 +63,16 @@ class Case:
     flush_at_ns: tuple[int, ...] = ()
     abort_all_at_ns: tuple[int, ...] = ()
 
+    @property
+    def indexes(self) -> list[int]:
+        """Names of everything that `keep` can leave out."""
+        return [script.index for script in self.scripts]
+
+    @property
+    def settings(self) -> dict[str, SchedulerConfig]:
+        """By server."""
+        return {"server": self.config}
+
     def keep(self, indexes: Iterable[int]) -> Case:
         """The same case with only these scripts. A follow-up without its parent goes too."""
         wanted = dict.fromkeys(indexes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 
 import pytest
 from starlette.testclient import TestClient
@@ -82,11 +81,11 @@ def test_a_route_that_is_not_repeated_is_forgotten() -> None:
 
 
 @pytest.fixture
-def args() -> Iterator[ServerArgs]:
+def args() -> ServerArgs:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield ServerArgs(disaggregation_bootstrap_port=port)
+    return ServerArgs(disaggregation_bootstrap_port=port)
 
 
 def names(args: ServerArgs) -> set[str]:

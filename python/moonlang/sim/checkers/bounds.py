@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from moonlang.core.plan import StepPlan
+from moonlang.core.request import Request
+from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim import inside
-from moonlang.sim.checkers.watch import Watch
+from moonlang.sim.checkers.watch import Watch, comes_complete
 from moonlang.sim.stage import Stage
 from moonlang.sim.violation import Violation
 
@@ -19,7 +21,9 @@ class Bounds(Watch[Stage]):
         slots = [row.slot for row in plan.rows]
         if not slots or len(dict.fromkeys(slots)) != len(slots):
             raise Violation(_NAME, f"plan {plan.plan_id} has no row, or two rows for a slot: {slots}")
-        decode = [not row.tokens for row in plan.rows]
+        complete = dict.fromkeys(start.slot for start in plan.starts if comes_complete(start, plan))
+        own = [row for row in plan.rows if row.slot not in complete]
+        decode = [not row.tokens for row in own]
         if decode != sorted(decode, reverse=True):
             raise Violation(_NAME, f"plan {plan.plan_id} has a decode row behind a prefill row")
         tenants = dict.fromkeys((row.slot, row.epoch) for row in plan.rows)
@@ -27,15 +31,16 @@ class Bounds(Watch[Stage]):
             raise Violation(_NAME, f"plan {plan.plan_id} starts a request without a row for it")
         if len(stage.pipeline) > config.depth:
             raise Violation(_NAME, f"{len(stage.pipeline)} plans are in flight")
-        self._check_budget(stage, plan, sum(decode))
-        if config.prefill_max_requests is not None and len(plan.starts) > config.prefill_max_requests:
+        self._check_budget(stage, plan, [row.length for row in own if row.tokens])
+        admitted = len(plan.starts) - len(complete)
+        if config.prefill_max_requests is not None and admitted > config.prefill_max_requests:
             raise Violation(_NAME, f"plan {plan.plan_id} admits {len(plan.starts)} requests")
 
-    def _check_budget(self, stage: Stage, plan: StepPlan, decode_rows: int) -> None:
+    def _check_budget(self, stage: Stage, plan: StepPlan, lengths: list[int]) -> None:
         """Prompt tokens: the chunk left by decode rows, at least a page; or, uncut, the prefill bound or one prompt."""
         config = stage.config
-        lengths = [row.length for row in plan.rows[decode_rows:]]
         if config.chunk_tokens is not None:
+            decode_rows = sum(not row.tokens for row in plan.rows)
             most = max(config.chunk_tokens - decode_rows, config.page_size)
         else:
             most = max(config.max_prefill_tokens, lengths[0] if len(plan.rows) == 1 and lengths else 0)
@@ -48,6 +53,12 @@ class Bounds(Watch[Stage]):
         slots = [request.slot for request in running]
         if len(dict.fromkeys(slots)) != len(slots) or not all(0 <= slot < config.max_running for slot in slots):
             raise Violation(_NAME, f"slots {slots} are taken, {config.max_running} exist")
-        fresh = sum(r.retractions == 0 for r in inside.waiting(scheduler)) + inside.num_grammar(scheduler)
+        queued = [r for r in inside.waiting(scheduler) if r.retractions == 0 and not _is_left_alone(r, config)]
+        fresh = len(queued) + inside.num_grammar(scheduler)
         if config.max_queued is not None and fresh > config.max_queued:
             raise Violation(_NAME, f"{fresh} requests wait, {config.max_queued} may")
+
+
+def _is_left_alone(request: Request, config: SchedulerConfig) -> bool:
+    """Whether the request has been at work on a decode instance and waits because its other half has failed."""
+    return request.peer is not None and config.pairing is not None and config.pairing.mode == "decode"

@@ -6,7 +6,7 @@ from moonlang.core.plan import StepPlan
 from moonlang.core.request import Request
 from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim import inside
-from moonlang.sim.checkers.watch import Watch
+from moonlang.sim.checkers.watch import Watch, comes_complete
 from moonlang.sim.stage import Stage
 from moonlang.sim.violation import Violation
 
@@ -22,7 +22,7 @@ class Order(Watch[Stage]):
         config = stage.config
         running = inside.running(stage.scheduler)
         by_epoch = {request.epoch: request for request in running}
-        admitted = [by_epoch[start.epoch] for start in plan.starts]
+        admitted = [by_epoch[start.epoch] for start in plan.starts if not comes_complete(start, plan)]
         for waiting in inside.waiting(stage.scheduler):
             passed = [r for r in admitted if _rank(waiting, config) < _rank(r, config)]
             if passed and not any(_shares(waiting, r, config) for r in running):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from moonlang.core.messages import TokenDelta
-from moonlang.core.plan import StepPlan
+from moonlang.core.plan import SlotStart, StepPlan
 from moonlang.sim.stage import Stage
 
 Seen = TypeVar("Seen")
@@ -33,3 +33,10 @@ class Watch(Generic[Seen]):
 def is_due(stage: Stage) -> bool:
     """Whether this step is one of those after which the whole pool is walked."""
     return stage.config.num_pages <= _EVERY_STEP_PAGES or stage.steps % _SOME_STEPS == 0
+
+
+def comes_complete(start: SlotStart, plan: StepPlan) -> bool:
+    """Whether this request begins behind its prompt: all of it and the first token have come from another server, and
+    it has had its pages before; it takes nothing from others but a slot."""
+    row = next(row for row in plan.rows if row.slot == start.slot)
+    return row.start == start.prompt_len and len(start.tokens) == start.prompt_len + 1

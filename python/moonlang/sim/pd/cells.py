@@ -16,6 +16,7 @@ from moonlang.sim.violation import Violation
 Content = tuple[int, ...]  # the running sums of one page, as one part holds them
 
 _CHECKSUM_BITS = (1 << 64) - 1
+_SPOILED = -1  # attention over pages that hold no sense
 
 
 class SharedCells(PagedCells):
@@ -32,16 +33,23 @@ class SharedCells(PagedCells):
         self._num_parts = 2 * self._schema.num_layers * self._schema.num_kv_heads
         self._staged: dict[int, Content] | None = None  # what the pages that a running plan writes held before
         self._layers_done = 0
+        self._is_shared = False  # others have written to some page
         self._landed: dict[int, dict[int, tuple[int, Content]]] = {}  # page -> part -> (part it was, content)
         self._parts: dict[tuple[int, int, int], range | list[int]] = {}
 
     # ---- for the executor
 
     def read(self, table: list[int], length: int) -> int:
-        if self._landed:
+        """A row of a request that has ended meanwhile may read pages that others write to by now: nobody will look at
+        what comes of it. Should somebody, it is wrong."""
+        if not self._is_shared:
+            return super().read(table, length)
+        try:
             for page in table[: -(-length // self.page_size)]:
                 self._settle(page)
-        return super().read(table, length)
+            return super().read(table, length)
+        except Violation:
+            return _SPOILED
 
     def write(self, page: int, offset: int, value: int) -> None:
         if offset:
@@ -82,6 +90,7 @@ class SharedCells(PagedCells):
 
     def land(self, page: int, part: int, origin: int, content: Content) -> None:
         """Somebody writes what was part `origin` of a page of his to part `part` of this one."""
+        self._is_shared = True
         self._landed.setdefault(page, {})[part] = (origin, content)
 
     def _layer(self, part: int) -> int:

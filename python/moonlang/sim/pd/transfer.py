@@ -194,7 +194,9 @@ class SimTransfer:
         work = lane.popleft()
         work.flying.clear()
         value = checksum(work.read) if outcome is Outcome.OK else 0
-        self._finish(Completion(work.ticket, outcome, count=work.done, error=error, value=value))
+        pages = sum(len(pairs) for pairs in work.slices[: work.done])
+        size = pages * sum(span.size for span in work.op.spans)
+        self._finish(Completion(work.ticket, outcome, pages, size, error, value))
         if lane:
             self._process.after(0, lambda: self._next_slice(lane))
 

@@ -92,7 +92,13 @@ class PdCase:
         flaws = (net.lost, net.repeated, transfer.failed, transfer.delayed, transfer.corrupt)
         bounded = any(site.config.max_queued is not None for site in self.sites)
         weights = dict.fromkeys(site.pairing.card.regions[0].schema.fingerprint for site in self.sites)
-        return bool(self.faults) or any(flaws) or bounded or len(weights) > 1
+        few = any(site.pairing.most_early < len(self.scripts) for site in self.sites)
+        return bool(self.faults) or any(flaws) or bounded or few or len(weights) > 1
+
+    @property
+    def settings(self) -> dict[str, SchedulerConfig]:
+        """By server."""
+        return {site.name: site.settings(0) for site in self.sites}
 
     def keep(self, indexes: Iterable[int]) -> PdCase:
         """The same case with only these scripts and faults. A follow-up without its parent goes too."""
@@ -151,7 +157,7 @@ def _draw_sites(rng: random.Random, base: SchedulerConfig, schema: KvSchema, *, 
     if schema.num_kv_heads > 1:
         ranks = {"prefill": rng.choice((1, 2, 4)), "decode": rng.choice((1, 2, 4))}
     counts: tuple[tuple[Role, int], ...] = (("prefill", rng.choice((1, 1, 2))), ("decode", rng.choice((1, 1, 2))))
-    roles = [role for role, count in counts for _ in range(count)]
+    roles: list[Role] = [role for role, count in counts for _ in range(count)]
     sites: list[Site] = []
     for number, role in enumerate(roles):
         name = f"{role[0]}{number}"

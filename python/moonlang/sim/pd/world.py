@@ -51,9 +51,9 @@ class PairChecker(Protocol):
 class Watchers:
     """The checkers of one run. server: makes those of one server."""
 
-    server: Callable[[], Sequence[Checker[Stage]]]
-    pairs: Sequence[PairChecker]
-    clients: Sequence[Checker[Audience]]
+    server: Callable[[], Sequence[Checker[Stage]]] = tuple
+    pairs: Sequence[PairChecker] = ()
+    clients: Sequence[Checker[Audience]] = ()
 
 
 class PdWorld:
@@ -62,7 +62,7 @@ class PdWorld:
     def __init__(
         self,
         case: PdCase,
-        watchers: Watchers,
+        watchers: Watchers = Watchers(),
         make_scheduler: Callable[[SchedulerConfig], Scheduler] = Scheduler,
         trace: Callable[[str], None] | None = None,
     ) -> None:
