@@ -58,7 +58,7 @@ class Control(_Message, frozen=True):
     """A management call, answered by one Reply with the same id."""
 
     id: int
-    verb: Literal["ping", "flush_cache", "state", "loads"]
+    verb: Literal["ping", "flush_cache", "state", "loads", "store", "attach_store", "detach_store", "clear_store"]
     args: dict[str, Any] = {}
 
 

@@ -134,6 +134,7 @@ class Tiers:
             raise BugError("Tiers keep what the prefix tree holds; there is none.")
         self.config = config
         self.totals = TierTotals()
+        self.has_store = config.store  # a store may be attached and detached while the server runs
         self.host = HostDirectory(config.host_slots)
         self._leases = leases
         self._cache = leases.cache
@@ -227,7 +228,7 @@ class Tiers:
     def _why_not_ask(self, names: Sequence[bytes], at: int, now_ns: int) -> str:
         """Empty when the store is to be asked for the pages from `at` on."""
         pages = len(names) - at
-        if not self.config.store:
+        if not self.has_store:
             return "off"
         if pages == 0:
             return "complete"
@@ -327,7 +328,7 @@ class Tiers:
         """Hand pages [begin, end) to the tiers that lack them."""
         size = self._page_size
         lacks_host = self.config.host_slots and any(key not in self.host for key in names[begin:end])
-        lacks_store = self.config.store and any(not self._known.is_stored(key) for key in names[begin:end])
+        lacks_store = self.has_store and any(not self._known.is_stored(key) for key in names[begin:end])
         if not (lacks_host or lacks_store):
             return
         ref = self._cache.match(tokens, extra_key, end * size)
@@ -427,6 +428,10 @@ class Tiers:
     def forget(self) -> None:
         """Drop what the host tier holds; the store is shared and keeps its own."""
         self.host.clear()
+
+    def forget_store(self) -> None:
+        """The store has been cleared, or is another one."""
+        self._known.clear()
 
     def check(self) -> None:
         """BugError unless the directory of the host adds up."""

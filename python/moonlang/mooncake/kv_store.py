@@ -137,9 +137,6 @@ def open_store(options: StoreOptions) -> KvStore:
     return StoreChannel(MooncakeStore(config), options)
 
 
-BACKEND = open_store
-
-
 def _connect(config: StoreConfig) -> Any:
     """A client of the store, set up."""
     for _ in range(_SETUP_ATTEMPTS):
