@@ -1,4 +1,4 @@
-"""The hierarchical cache in arguments: what its flags may be, and the extra config of the storage. Pure but for @file."""
+"""The hierarchical cache in arguments: what its flags may be, and the extra config of the storage."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from moonlang.observability import buckets
+from moonlang.observability import buckets, tier_metrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -217,6 +217,7 @@ class ServerMetrics(Collector):
             if key in self._scheduler:
                 tokens.add_metric([*values, mode], float(self._scheduler[key]))
         yield tokens
+        yield from tier_metrics.families(self._scheduler, self._labels)
 
 
 # (family, metric name, key of the scheduler's load report)

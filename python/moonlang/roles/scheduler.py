@@ -217,7 +217,8 @@ class SchedulerRole:
             "cache_hit_rate": stats.cache_hit_rate,
             "gen_throughput": self._steps.throughput(now_ns),
         }
-        return msgspec.to_builtins(stats) | derived
+        store = {"store": self._tiers.report()} if self._tiers is not None else {}
+        return msgspec.to_builtins(stats) | derived | store
 
     def _compiled(self, now_ns: int) -> list[TokenDelta]:
         deltas: list[TokenDelta] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, cast
 
 from moonlang.base import log, registry
@@ -21,7 +22,7 @@ from moonlang.core.ports import HostPool, KvStore
 from moonlang.core.storage import Clear, Demote, HostOp, Promote, StoreOp
 from moonlang.core.ticket import Completion, Outcome, Ticket
 from moonlang.mem_cache.tiers import TierConfig, Tiers
-from moonlang.storage.channel import StoreOptions
+from moonlang.storage.channel import StoreChannel, StoreOptions, StoreTotals
 from moonlang.storage.host_pool import HostMemory
 
 _log = log.get(__name__)
@@ -100,6 +101,11 @@ class TierChannels:
                 else:
                     gone = Completion(Ticket(number, ""), Outcome.FAILED, error="The store has been detached.")
                     self._tiers.completed(number, op, gone, now_ns)
+
+    def report(self) -> dict[str, Any]:
+        """What the store has done so far, for metrics."""
+        totals = self._store.totals if isinstance(self._store, StoreChannel) else StoreTotals()
+        return {"backend": self.backend, **asdict(totals)}
 
     # ---- at run time
 
