@@ -22,7 +22,7 @@ def of_region(region: KvRegion) -> Bytes:
         raise BugError(f"Pages lie {region.stride} bytes apart and have {region.schema.page_bytes}.")
     size = region.num_pages * region.stride
     memory = (ctypes.c_uint8 * size).from_address(region.address)
-    return np.frombuffer(memory, np.uint8).reshape(region.num_pages, region.stride)
+    return np.ctypeslib.as_array(memory).reshape(region.num_pages, region.stride)
 
 
 def page_sum(page: Bytes) -> int:

@@ -54,11 +54,14 @@ class StopHit(_Message, frozen=True):
     rid: str
 
 
+Verb = Literal["ping", "flush_cache", "state", "loads", "store", "attach_store", "detach_store", "clear_store"]
+
+
 class Control(_Message, frozen=True):
     """A management call, answered by one Reply with the same id."""
 
     id: int
-    verb: Literal["ping", "flush_cache", "state", "loads", "store", "attach_store", "detach_store", "clear_store"]
+    verb: Verb
     args: dict[str, Any] = {}
 
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from moonlang.base.errors import RequestError
+from moonlang.core.messages import Verb
 from moonlang.entrypoints import errors, exchange
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.exchange import json_response
@@ -102,7 +103,7 @@ class CacheRoutes:
             }
         )
 
-    async def _call(self, verb: str, args: dict[str, Any]) -> Response:
+    async def _call(self, verb: Verb, args: dict[str, Any]) -> Response:
         try:
             reply = await self._client.control(verb, args, timeout_s=60)
         except RequestError as error:

@@ -128,7 +128,7 @@ class MooncakeStore:
                 hint="Give it a larger --global_segment_size.",
             )
         memory = (ctypes.c_uint8 * size).from_address(address)
-        return np.frombuffer(memory, np.uint8).reshape(objects, -1)
+        return np.ctypeslib.as_array(memory).reshape(objects, -1)
 
 
 def open_store(options: StoreOptions) -> KvStore:
