@@ -48,10 +48,10 @@ class Keeper:
     def add(self, ref: PrefixRef, run: Sequence[Kept]) -> None:
         """Hand down a run of pages on the path of `ref`, which is locked meanwhile."""
         run = [kept for kept in run if kept.key not in self._keys]
+        room = max(0, self._most - len(self))
+        self.dropped += len(run[room:])
+        run = run[:room]
         if not run:
-            return
-        if len(self) + len(run) > self._most:
-            self.dropped += len(run)
             return
         self._cache.lock(ref)
         last = run[-1]

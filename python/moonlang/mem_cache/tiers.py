@@ -254,8 +254,8 @@ class Tiers:
         return min(limit, computing // _LOOK_SHARE) if computing else limit
 
     def _room(self, pages: int) -> bool:
-        """Whether fetches may hold so many device pages more."""
-        return self._fetched_pages + pages <= self._leases.pool.capacity // _FETCH_SHARE
+        """Whether fetches may hold so many device pages more; a single one may hold all that it can get."""
+        return not self._fetched_pages or self._fetched_pages + pages <= self._leases.pool.capacity // _FETCH_SHARE
 
     def _probed(self, fetch: Fetch, done: Completion, now_ns: int) -> None:
         """The store has said how much it has: load it, if there is room."""
