@@ -380,7 +380,9 @@ def test_grammars_are_compiled_once_and_hold_only_their_own_requests() -> None:
     bad = GrammarSpec("regex", "(")
     bench.add("bad", prompt(0, 5), sampling=SamplingParams(grammar=bad))
     assert bench.scheduler.grammars_wanted() == [bad]
-    assert [d.finish.status for d in bench.scheduler.grammar_ready(bad, "Unbalanced.", bench.now_ns) if d.finish] == [400]
+    assert [d.finish.status for d in bench.scheduler.grammar_ready(bad, "Unbalanced.", bench.now_ns) if d.finish] == [
+        400
+    ]
     assert bench.scheduler.idle
 
 
