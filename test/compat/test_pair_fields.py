@@ -67,6 +67,15 @@ def test_lists_hold_one_place_per_prompt_and_samples_the_rooms_behind() -> None:
     run_served(case, args("decode"))
 
 
+def test_lists_may_hold_one_place_per_sequence() -> None:
+    async def case(it: Served) -> None:
+        places = {"bootstrap_host": ["a", "b"], "bootstrap_port": [1, 2], "bootstrap_room": [10, 5]}
+        assert (await it.http.post("/v1/chat/completions", json={**CHAT, "n": 2, **places})).status_code == 200
+        assert peers(it, 2) == [PeerSpec("a", 1, 10), PeerSpec("b", 2, 5)]
+
+    run_served(case, args("decode"))
+
+
 def test_one_room_for_a_batch_is_the_first_of_as_many() -> None:
     async def case(it: Served) -> None:
         body = {"prompt": ["ab", "cd"], "n": 2, **PLACE}

@@ -5,24 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 import select
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
-from kv_peer import LAYER_BYTES, PAGES, SCHEMA, KvPeer, Open, Pool, opener
+from kv_peer import DEADLINE_NS, LAYER_BYTES, PAGES, SCHEMA, WHOLE, KvPeer, Open, Side, opener, push
 
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.core.kv import KvRegion
-from moonlang.core.pairing import KvCard, Push, Span, TransferOp, Verify
-from moonlang.core.ports import KvTransfer
-from moonlang.core.ticket import Completion, Outcome, Ticket
-from moonlang.disaggregation.channel import TransferOptions
+from moonlang.core.pairing import KvCard, Span, Verify
+from moonlang.core.ticket import Outcome
 from moonlang.disaggregation.faulty import Faults, FaultyTransfer
 from moonlang.mooncake import lib
-
-DEADLINE_NS = 10 * NS_PER_S
-WHOLE = (Span(0, 0, SCHEMA.page_bytes),)
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ BACKENDS = [
     Backend("local:faulty", _with_faults("local", Faults(seed=1))),
     Backend("local:late", _with_faults("local", Faults(seed=1, delay=0.5))),
     pytest.param(Backend("mooncake", opener("mooncake")), marks=_no_mooncake),
-    pytest.param(Backend("mooncake-engine", opener("mooncake-engine")), marks=_no_mooncake),
+    pytest.param(Backend("mooncake_tcp", opener("mooncake_tcp")), marks=_no_mooncake),
 ]
 
 
@@ -60,40 +55,13 @@ def moving(backend: Backend) -> Backend:
     return backend
 
 
-class Side:
-    """An instance with a pool. linked: whether its control connections stand."""
-
-    def __init__(self, backend: Backend, instance: str, pages: int = PAGES, *, checksum: bool = True) -> None:
-        self.linked = True
-        self.pool = Pool(pages)
-        options = TransferOptions(host="127.0.0.1", checksum=checksum, linked=lambda _: self.linked)
-        self.transfer: KvTransfer = backend.open(options)
-        self.card = self.transfer.register([self.pool.region], instance)
-
-    def wait(self, *tickets: Ticket) -> list[Completion]:
-        """The completions of these tickets, and of no others."""
-        found: list[Completion] = []
-        deadline = monotonic_ns() + DEADLINE_NS
-        while len(found) < len(tickets):
-            left_s = (deadline - monotonic_ns()) / NS_PER_S
-            assert left_s > 0, f"only {len(found)} of {len(tickets)} tickets completed"
-            select.select([self.transfer.fileno()], [], [], left_s)
-            found += self.transfer.poll()
-        assert sorted(done.ticket.id for done in found) == sorted(ticket.id for ticket in tickets)
-        return found
-
-    def do(self, op: TransferOp) -> Completion:
-        (done,) = self.wait(self.transfer.submit(op))
-        return done
-
-
 NewSide = Callable[..., Side]
 
 
 @pytest.fixture(scope="module")
 def sides(backend: Backend) -> Iterator[tuple[Side, Side]]:
     """Prefill and decode of one process; closed when all tests of the backend are done."""
-    prefill, decode = Side(backend, "prefill"), Side(backend, "decode", PAGES // 2)
+    prefill, decode = Side(backend.open, "prefill"), Side(backend.open, "decode", PAGES // 2)
     yield prefill, decode
     prefill.transfer.close()
     decode.transfer.close()
@@ -117,25 +85,12 @@ def new_side(backend: Backend) -> Iterator[NewSide]:
     opened: list[Side] = []
 
     def new(instance: str, *, checksum: bool = True) -> Side:
-        opened.append(Side(backend, instance, checksum=checksum))
+        opened.append(Side(backend.open, instance, checksum=checksum))
         return opened[-1]
 
     yield new
     for side in opened:
         side.transfer.close()
-
-
-def push(
-    peer: KvCard,
-    source: Sequence[int],
-    target: Sequence[int],
-    spans: Sequence[Span] = WHOLE,
-    deadline_ns: int | None = None,
-) -> Push:
-    deadline_ns = monotonic_ns() + DEADLINE_NS if deadline_ns is None else deadline_ns
-    return Push(
-        room=1, peer=peer, source=tuple(source), target=tuple(target), spans=tuple(spans), deadline_ns=deadline_ns
-    )
 
 
 def test_the_card_says_all_that_a_peer_needs(prefill: Side) -> None:
@@ -170,6 +125,28 @@ def test_pages_land_whole_and_nothing_else_changes(
     expected = {there: prefill.pool.page(here) for here, there in zip(source, target, strict=True)}
     for page in range(PAGES // 2):
         assert decode.pool.page(page) == expected.get(page, bytes(SCHEMA.page_bytes))
+
+
+@pytest.mark.parametrize(("pages", "spans"), [((), WHOLE), ((1,), ())])
+def test_a_push_of_nothing_is_done(
+    prefill: Side, decode: Side, pages: tuple[int, ...], spans: tuple[Span, ...]
+) -> None:
+    done = prefill.do(push(decode.card, pages, pages, spans))
+    assert (done.outcome, done.bytes) == (Outcome.OK, 0)
+    assert decode.do(Verify(room=1, pages=pages, spans=spans)).value == done.value
+
+
+def test_a_card_that_makes_no_sense_is_an_error(moving: Backend, prefill: Side, decode: Side) -> None:
+    region = decode.pool.region
+    card = KvCard(
+        instance="nonsense",
+        backend=decode.card.backend,
+        host=decode.card.host,
+        regions=(region,),
+        sessions=("?",),
+        handles=("?",),
+    )
+    assert prefill.do(push(card, [1], [1])).outcome is Outcome.FAILED
 
 
 def test_layer_groups_add_up(moving: Backend, prefill: Side, decode: Side) -> None:

@@ -1,26 +1,29 @@
-"""A decode instance's pool in another process: `python kv_peer.py BACKEND INSTANCE`, driven over its pipes."""
+"""Pools with a KvTransfer: in the test's process (`Side`), and in another one (`KvPeer`), driven over its pipes."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import select
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.base.registry import find
 from moonlang.core.kv import KvRegion, KvSchema
-from moonlang.core.pairing import KvCard
+from moonlang.core.pairing import KvCard, Push, Span, TransferOp
 from moonlang.core.ports import KvTransfer
-from moonlang.disaggregation.channel import TransferChannel, TransferOptions
-from moonlang.mooncake.config import MooncakeConfig
-from moonlang.mooncake.engine import Engine
-from moonlang.mooncake.kv_transfer import MooncakeMover
+from moonlang.core.ticket import Completion, Ticket
+from moonlang.disaggregation.channel import TransferOptions
 
 SCHEMA = KvSchema(num_layers=4, num_kv_heads=2, head_dim=8, page_size=4, dtype="bfloat16", itemsize=2)
 PAGES = 64
+DEADLINE_NS = 10 * NS_PER_S
+WHOLE = (Span(0, 0, SCHEMA.page_bytes),)
 LAYER_BYTES = SCHEMA.page_bytes // SCHEMA.num_layers
 
 Open = Callable[[TransferOptions], KvTransfer]
@@ -43,22 +46,58 @@ class Pool:
         self.memory[: len(data)] = data
 
 
-def engine_only(options: TransferOptions) -> KvTransfer:
-    """Mooncake without its direct path: what instances on different hosts use."""
-    config = MooncakeConfig(local_hostname=options.host)
-    return TransferChannel(MooncakeMover(options, lambda: Engine(config), same_host=False), options)
-
-
 def opener(backend: str) -> Open:
-    return engine_only if backend == "mooncake-engine" else find("disaggregation", backend).BACKEND
+    return find("disaggregation", backend).BACKEND
+
+
+class Side:
+    """An instance with a pool. linked: whether its control connections stand."""
+
+    def __init__(self, open_transfer: Open, instance: str, pages: int = PAGES, *, checksum: bool = True) -> None:
+        self.linked = True
+        self.pool = Pool(pages)
+        options = TransferOptions(host="127.0.0.1", checksum=checksum, linked=lambda _: self.linked)
+        self.transfer: KvTransfer = open_transfer(options)
+        self.card = self.transfer.register([self.pool.region], instance)
+
+    def wait(self, *tickets: Ticket) -> list[Completion]:
+        """The completions of these tickets, and of no others."""
+        found: list[Completion] = []
+        deadline = monotonic_ns() + DEADLINE_NS
+        while len(found) < len(tickets):
+            left_s = (deadline - monotonic_ns()) / NS_PER_S
+            assert left_s > 0, f"only {len(found)} of {len(tickets)} tickets completed"
+            select.select([self.transfer.fileno()], [], [], left_s)
+            found += self.transfer.poll()
+        assert sorted(done.ticket.id for done in found) == sorted(ticket.id for ticket in tickets)
+        return found
+
+    def do(self, op: TransferOp) -> Completion:
+        (done,) = self.wait(self.transfer.submit(op))
+        return done
+
+
+def push(
+    peer: KvCard,
+    source: Sequence[int],
+    target: Sequence[int],
+    spans: Sequence[Span] = WHOLE,
+    deadline_ns: int | None = None,
+) -> Push:
+    deadline_ns = monotonic_ns() + DEADLINE_NS if deadline_ns is None else deadline_ns
+    return Push(
+        room=1, peer=peer, source=tuple(source), target=tuple(target), spans=tuple(spans), deadline_ns=deadline_ns
+    )
 
 
 class KvPeer:
     """The other process, as the test sees it."""
 
-    def __init__(self, backend: str, instance: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, backend: str, instance: str, environ: Mapping[str, str] | None = None, pages: int = PAGES
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, backend, instance],
+            [sys.executable, __file__, backend, instance, str(pages)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -73,6 +112,9 @@ class KvPeer:
         self.process.stdin.flush()
         return bytes.fromhex(self._line())
 
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
     def kill(self) -> None:
         self.process.kill()
         self.process.communicate()
@@ -82,8 +124,8 @@ class KvPeer:
         return self.process.stdout.readline().strip()
 
 
-def main(backend: str, instance: str) -> None:
-    pool = Pool()
+def main(backend: str, instance: str, pages: str) -> None:
+    pool = Pool(int(pages))
     transfer = opener(backend)(TransferOptions(host="127.0.0.1"))
     card = transfer.register([pool.region], instance)
     _say(msgspec.json.encode(card).decode())

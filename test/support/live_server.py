@@ -1,4 +1,4 @@
-"""A real server in its own process, as a user starts it."""
+"""Real servers and routers in processes of their own, as a user starts them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Self
 
 import httpx
 
@@ -20,23 +22,24 @@ STOP_S = 30
 MODEL_VARIABLE = "MOONLANG_E2E_MODEL"  # another checkpoint than the embedded one
 
 
-class LiveServer:
-    """`python -m moonlang.launch_server` on a free port, logging into `folder`. As a context manager: up inside it."""
+class LiveProcess:
+    """`python -m MODULE` on a free port, logging into `folder`. As a context manager: up inside it.
 
-    def __init__(self, folder: Path, *flags: str) -> None:
-        self.port = _free_port()
+    ready_path: answers 200 when it is up.
+    """
+
+    def __init__(self, folder: Path, module: str, *flags: str, ready_path: str = "/ready") -> None:
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log_path = folder / f"server-{self.port}.log"
-        model = ["--model-path", os.environ[MODEL_VARIABLE]] if MODEL_VARIABLE in os.environ else []
-        command = [sys.executable, "-m", "moonlang.launch_server", "--port", str(self.port), *model, *flags]
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER)}
-        with self.log_path.open("wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        self.log_path = folder / f"{module}-{self.port}.log"
+        self._ready_path = ready_path
+        self._command = [sys.executable, "-m", module, "--port", str(self.port), *flags]
+        self.process = self._started()
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
-    def __enter__(self) -> LiveServer:
+    def __enter__(self) -> Self:
         try:
-            self._wait_until_up()
+            self.wait_until_up()
         except BaseException:
             self.close()
             raise
@@ -46,6 +49,16 @@ class LiveServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def start_again(self) -> None:
+        """Start a successor with the same command line, when it has ended."""
+        self.process.wait(STOP_S)
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER)}
+        with self.log_path.open("ab") as output:
+            return subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
     @property
     def log(self) -> str:
@@ -66,6 +79,34 @@ class LiveServer:
                 self.process.kill()
                 self.process.wait(STOP_S)
 
+    def until(self, true: Callable[[], Any], timeout_s: float = 30) -> None:
+        """Wait for something to become true."""
+        deadline_ns = clock.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
+        while not true():
+            assert clock.monotonic_ns() < deadline_ns, f"not within {timeout_s} s:\n{self.log}"
+            clock.sleep_s(0.01)
+
+    def wait_until_up(self) -> None:
+        """Wait until it takes requests."""
+        deadline_ns = clock.monotonic_ns() + START_S * clock.NS_PER_S
+        while clock.monotonic_ns() < deadline_ns:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
+            try:
+                if self.http.get(self._ready_path).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet
+            clock.sleep_s(0.05)
+        raise AssertionError(f"not up after {START_S} s:\n{self.log}")
+
+
+class LiveServer(LiveProcess):
+    """A server, `python -m moonlang.launch_server`."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        model = ["--model-path", os.environ[MODEL_VARIABLE]] if MODEL_VARIABLE in os.environ else []
+        super().__init__(folder, "moonlang.launch_server", *model, *flags)
+
     def load(self) -> dict[str, float]:
         """The scheduler's own numbers."""
         return self.http.get("/server_info").json()["internal_states"][0]["load"]
@@ -80,20 +121,9 @@ class LiveServer:
             assert clock.monotonic_ns() < deadline_ns, f"still busy after {timeout_s} s: {load}"
             clock.sleep_s(0.01)
 
-    def _wait_until_up(self) -> None:
-        deadline_ns = clock.monotonic_ns() + START_S * clock.NS_PER_S
-        while clock.monotonic_ns() < deadline_ns:
-            assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log}"
-            try:
-                if self.http.get("/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass  # not listening yet
-            clock.sleep_s(0.05)
-        raise AssertionError(f"not up after {START_S} s:\n{self.log}")
 
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -41,7 +41,7 @@ def test_third_party_imports_are_dependencies_and_nothing_else_is() -> None:
     distributions = packages_distributions()
     names = set(imported()) - set(sys.stdlib_module_names) - {"moonlang", "sglang"} - OPTIONAL
     used = {canonical(distributions.get(name, [name])[0]) for name in names}
-    by_name = {"httptools", "uvloop"}  # named to uvicorn, which imports them
+    by_name = {"httptools"}  # named to uvicorn, which imports it
     assert declared(PROJECT["dependencies"]) - by_name == used
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Answers like a Python whose pip installs nothing.
-# Files in $STATE change it: no-venv, pip-fails, pip-hangs, kernels-fail.
+# Files in $STATE change it: no-venv, pip-fails, pip-hangs, kernels-fail, mooncake-fails; libraries: those missing.
 PYTHON = r"""#!/usr/bin/env bash
 echo "python $*" >>"$STATE/calls"
 case "$*" in
@@ -22,6 +22,8 @@ case "$*" in
     *-VV*) echo "Python 3.11.99 (stand-in)" ;;
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     */sgl-kernel) [ ! -e "$STATE/kernels-fail" ] || { echo "ERROR: no such instruction"; exit 1; } ;;
+    *mooncake-transfer-engine*) [ ! -e "$STATE/mooncake-fails" ] || { echo "ERROR: no such wheel"; exit 1; } ;;
+    *missing_libraries*) cat "$STATE/libraries" 2>/dev/null || true ;;
     *--editable*)
         [ ! -e "$STATE/pip-fails" ] || { echo "ERROR: no network"; exit 1; }
         echo "Installing collected packages: a, b"
@@ -150,6 +152,25 @@ def test_root_gets_the_missing_package_others_are_told(machine: Machine) -> None
     machine.set("uid", "0")
     assert machine.setup().returncode == 0
     assert "apt install" in machine.calls
+
+
+def test_without_mooncake_the_rest_works(machine: Machine) -> None:
+    machine.set("mooncake-fails")
+    ready = machine.setup()
+    assert ready.returncode == 0
+    assert "Mooncake could not be installed" in ready.stderr
+    assert "ERROR: no such wheel" in (machine.checkout / ".venv" / "mooncake.log").read_text()
+
+
+def test_libraries_of_mooncake_are_installed_by_root_and_named_to_others(machine: Machine) -> None:
+    machine.set("libraries", "libibverbs1 libnuma1")
+    assert machine.setup().returncode == 0
+    assert "libibverbs1 libnuma1" in next(line for line in machine.calls.splitlines() if "apt install" in line)
+    machine.set("uid", "1000")
+    told = machine.setup("test")
+    assert told.returncode == 0
+    assert "sudo apt-get install libibverbs1 libnuma1" in told.stderr
+    assert "apt install" not in machine.calls
 
 
 @pytest.fixture

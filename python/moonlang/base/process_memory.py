@@ -63,10 +63,12 @@ class ProcessMemory:
         if calls is None:
             raise PeerError("This system cannot write into the memory of other processes.")
         self._read, self._write = calls
-        pid, address = handle.split(":")
-        self._pid = int(pid)
+        try:
+            pid, address = handle.split(":")
+            self._pid, self._tag_address = int(pid), int(address, 16)
+        except ValueError as error:
+            raise PeerError(f"{handle!r} is no handle of a process.") from error
         self._tag = tag
-        self._tag_address = int(address, 16)
         self.check()
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from moonlang.cli import host_checks, model_checks
+from moonlang.cli import host_checks, model_checks, mooncake_checks
 from moonlang.cli.check import Check
 from moonlang.config.server_args import ServerArgs, parse
 
@@ -39,4 +39,4 @@ def main(argv: Sequence[str]) -> int:
 
 def examine(args: ServerArgs) -> list[Check]:
     """All checks, in the order in which one would fix them."""
-    return [*host_checks.run(args), *model_checks.run(args)]
+    return [*host_checks.run(args), *mooncake_checks.run(args), *model_checks.run(args)]

@@ -69,8 +69,8 @@ def routes(source: Sequence[KvRegion], target: Sequence[KvRegion]) -> tuple[Rout
     for rank, region in enumerate(target):
         head, end = region.first_head, region.first_head + region.schema.num_kv_heads
         while head < end:
-            holders = [i for i, r in enumerate(source) if r.first_head <= head < r.first_head + r.schema.num_kv_heads]
-            holder = holders[rank * len(holders) // len(target)]
+            holders, takers = _ranks_with(source, head), _ranks_with(target, head)
+            holder = holders[takers.index(rank) * len(holders) // len(takers)]
             origin = source[holder]
             until = min(end, origin.first_head + origin.schema.num_kv_heads)
             found.append(
@@ -120,6 +120,11 @@ def _tiled(pushes: Sequence[Pushed], pages: int, page_bytes: int) -> bool:
         if at != page_bytes:
             return False
     return cuts[-1] == pages
+
+
+def _ranks_with(regions: Sequence[KvRegion], head: int) -> list[int]:
+    """The ranks that hold a head of the model."""
+    return [i for i, r in enumerate(regions) if r.first_head <= head < r.first_head + r.schema.num_kv_heads]
 
 
 def _head_bytes(schema: KvSchema) -> int:

@@ -24,8 +24,7 @@ class Lease:
     pages: page id by index, the first `shared` of them owned by the tree (locked through `prefix`), the rest by this
     lease. Page i holds token positions [i * page_size, (i + 1) * page_size).
 
-    lent: transfers read its pages, so none of its own goes before the lease is closed; `spare` are those that left the
-    page table in the meantime.
+    lent: transfers read its pages, so none of its own goes; `spare` are those that left the page table meanwhile.
     """
 
     prefix: PrefixRef

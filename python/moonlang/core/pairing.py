@@ -94,7 +94,8 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """pages: where the prompt's pages from `first_page` on go; those before are in decode's cache.
 
     key: chained key of the whole prompt, so that two requests under one room are noticed. patience_ms: how long
-    decode will wait for Landed from now.
+    decode will wait for Landed from now. serial: number of the pair at its decode instance, never used again; every
+    message about the pair carries it, so that one that comes late does not meddle with the room's next use.
     """
 
     room: int
@@ -103,12 +104,14 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag=True):
     first_page: int
     pages: tuple[int, ...]
     patience_ms: int
+    serial: int = 0
 
 
 class Noted(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The Want of this room has been read: it need not be repeated."""
 
     room: int
+    serial: int = 0
 
 
 class Pushed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -121,6 +124,7 @@ class Pushed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     spans: tuple[Span, ...]
     checksum: int
     rank: int = 0
+    serial: int = 0
 
 
 class Landed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -138,6 +142,7 @@ class Landed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     output: tuple[TokenLogprob, ...] = ()
     ended: bool = False
     cached_tokens: int = 0
+    serial: int = 0
 
 
 class Release(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -145,12 +150,14 @@ class Release(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     room: int
     error: str = ""
+    serial: int = 0
 
 
 class Drained(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """No write of this room is under way, and none will be."""
 
     room: int
+    serial: int = 0
 
 
 class Refuse(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -159,6 +166,7 @@ class Refuse(msgspec.Struct, frozen=True, array_like=True, tag=True):
     room: int
     error: str
     status: int = 503
+    serial: int = 0
 
 
 PairMessage = Want | Noted | Pushed | Landed | Release | Drained | Refuse

@@ -215,7 +215,7 @@ class TransferChannel:
     def _verify(self, verify: Verify) -> int:
         if not self._options.checksum:
             return 0
-        return page_memory.checksum(self._regions[verify.rank], verify.pages, verify.spans, landed=True)
+        return page_memory.checksum(self._regions[verify.rank], verify.pages, verify.spans)
 
     def _complete(
         self, work: Work, outcome: Outcome, error: str = "", *, count: int = 0, size: int = 0, value: int = 0

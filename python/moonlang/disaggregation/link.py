@@ -20,7 +20,17 @@ from moonlang.base import log
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from moonlang.base.errors import PeerError
 from moonlang.base.wakeup import Wakeup
-from moonlang.core.pairing import Heard, KvCard, Linked, PairEvent, PairMessage, PeerSpec, Unreachable
+from moonlang.core.pairing import (
+    Heard,
+    KvCard,
+    Linked,
+    Lost,
+    PairEvent,
+    PairMessage,
+    PeerSpec,
+    Release,
+    Unreachable,
+)
 from moonlang.disaggregation import frames
 from moonlang.disaggregation.connection import Address, Connection, Stage
 from moonlang.disaggregation.finder import Finder
@@ -71,13 +81,14 @@ class TcpLink:
         """ConfigError when the host cannot be listened on."""
         self._card = card
         self._options = options
+        self._reach = reach
         self._wakeup = Wakeup()
         self._wire = Wire(options.host, self._wakeup)
         self.address: Address = self._wire.address
         self._events: deque[PairEvent] = deque()
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._commands: deque[Callable[[int], None]] = deque()
-        self._peers = Peers(reach, self._emit)
+        self._peers = Peers(reach, self._lost)
         self._search = Search()
         self._claims = Claims()
         self._finder = Finder(self._found)
@@ -152,6 +163,14 @@ class TcpLink:
         self._events.append(event)
         os.eventfd_write(self._event_fd, 1)
 
+    def _lost(self, event: Lost) -> None:
+        """A peer is out of reach: also for requests that it looked for and has not asked for anything yet."""
+        self._emit(event)
+        card = self._peers.card(event.instance)
+        if card is not None:
+            for room in self._claims.left_by(event.instance):
+                self._emit(Heard(card, Release(room, "The decode instance is out of reach.")))
+
     def _tend(self, now_ns: int) -> None:
         """What time asks for: beats, silences, greetings that take too long, rooms to be found."""
         stalled_ns, self._turned_ns = now_ns - self._turned_ns - BEAT_NS, now_ns
@@ -216,12 +235,15 @@ class TcpLink:
             case frames.Where(room):
                 if self._claims.seek(room, connection.instance, now_ns):
                     self._send(connection, frames.Here(room), now_ns)
+                    self._claims.told(room, connection.instance, now_ns)
             case frames.Here(room):
-                if self._search.end(room) and connection.hello is not None:
+                self._search.end(room)  # also when it was given up: the other side must hear that nobody wants it
+                if connection.hello is not None:
                     self._emit(Linked(room, connection.hello.card))
             case frames.Hello() | frames.Proof() | frames.Rejected() | frames.Ask() | frames.Alive():
                 _log.warning("Instance %s said %s again.", connection.instance[:8], type(frame).__name__)
             case _ if connection.hello is not None:
+                self._claims.met(frame.room)
                 self._emit(Heard(connection.hello.card, frame))
 
     def _broke(self, connection: Connection, why: str, now_ns: int, *, refused: bool = False, text: str = "") -> None:
@@ -344,6 +366,7 @@ class TcpLink:
         connection = self._peers.connection(seeker) if seeker is not None else None
         if connection is not None:
             self._send(connection, frames.Here(room), now_ns)
+            self._claims.told(room, connection.instance, now_ns)
 
     def _found(self, site: Address, addresses: tuple[Address, ...] | str) -> None:
         """Called from the finder's threads."""
@@ -358,8 +381,9 @@ class TcpLink:
             standing = [connection for connection in connections if connection is not None]
             for connection in standing:
                 self._ask_rooms(connection, site, now_ns)
-            up = any(connection.stage is Stage.UP for connection in standing)
-            site.judge(up=up, trying=bool(standing), now_ns=now_ns)
+            up = any(self._reach(connection.instance) for connection in standing)
+            trying = any(connection.stage is not Stage.UP for connection in standing)
+            site.judge(up=up, trying=trying, now_ns=now_ns)
         for room, text in self._search.given_up(now_ns):
             if self._search.end(room):
                 self._emit(Unreachable(room, text))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moonlang.base.checksum import Checksum
 from moonlang.base.errors import ConfigError, PeerError
 from moonlang.base.process_memory import Doorplate, ProcessMemory, host_key
 from moonlang.core.kv import KvRegion
@@ -41,13 +42,16 @@ class LocalMover:
     def push(self, push: Push, work: Work) -> int:
         here = self._regions[push.source_rank]
         memory = self._memory(push.peer, push.target_rank)
-        value = page_memory.checksum(here, push.source, push.spans, landed=False) if self._checksum else 0
         found = page_memory.cut(page_memory.runs(push, here, push.peer.regions[push.target_rank]), SLICE_BYTES)
+        checksum = Checksum()
         slices = np.cumsum(found.sizes.astype(np.int64)) // SLICE_BYTES
         for some in np.split(np.arange(len(slices)), np.flatnonzero(np.diff(slices)) + 1):
             work.go_on()
+            if self._checksum:  # slice by slice: what has been read is in the cache when it is copied
+                for address, size in zip(found.source[some].tolist(), found.sizes[some].tolist(), strict=True):
+                    checksum.add_memory(address, size)
             memory.write(found.source[some], found.target[some], found.sizes[some])
-        return value
+        return checksum.value() if self._checksum else 0
 
     def forget(self, instance: str) -> None:
         self._peers.pop(instance, None)

@@ -1,4 +1,4 @@
-"""Transfer by Mooncake that leaves RDMA cards alone. See mooncake.kv_transfer."""
+"""Transfer by Mooncake over TCP, also where there is RDMA or a shorter way. See mooncake.kv_transfer."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ class Runs(NamedTuple):
 
 def runs(push: Push, here: KvRegion, there: KvRegion) -> Runs:
     """The copies of a push, pages in order and within a page its spans, neighbours on both sides joined."""
-    spans = np.array([(span.source, span.target, span.size) for span in push.spans], np.uint64)
+    spans = np.array([(span.source, span.target, span.size) for span in push.spans], np.uint64).reshape(-1, 3)
     source = (_starts(here, push.source)[:, None] + spans[:, 0]).ravel()
     target = (_starts(there, push.target)[:, None] + spans[:, 1]).ravel()
     sizes = np.tile(spans[:, 2], len(push.source))
     ends = source + sizes
     joins = (source[1:] == ends[:-1]) & (target[1:] == target[:-1] + sizes[:-1])
-    first = np.flatnonzero(np.concatenate(([True], ~joins)))
+    first = np.flatnonzero(np.concatenate(([True], ~joins))[: len(sizes)])
     return Runs(source[first], target[first], np.add.reduceat(sizes, first))
 
 
@@ -46,15 +46,13 @@ def cut(found: Runs, most: int) -> Runs:
     return Runs(np.repeat(found.source, pieces) + offsets, np.repeat(found.target, pieces) + offsets, sizes)
 
 
-def checksum(region: KvRegion, pages: Sequence[int], spans: Sequence[Span], *, landed: bool) -> int:
-    """Of `spans` of `pages`, pages in order and within a page its spans: by their target side when they have `landed`
-    here, by their source side when they are to leave."""
+def checksum(region: KvRegion, pages: Sequence[int], spans: Sequence[Span]) -> int:
+    """Of what has landed: the target side of `spans` of `pages`, pages in order and within a page its spans."""
     found = Checksum()
-    parts = [(span.target if landed else span.source, span.size) for span in spans]
     for page in pages:
         start = region.address + page * region.stride
-        for offset, size in parts:
-            found.add_memory(start + offset, size)
+        for span in spans:
+            found.add_memory(start + span.target, span.size)
     return found.value()
 
 

@@ -69,6 +69,11 @@ class Peers:
         peer = self._peers.get(instance)
         return peer.connection if peer is not None else None
 
+    def card(self, instance: str) -> KvCard | None:
+        """Of an instance that is known."""
+        peer = self._peers.get(instance)
+        return peer.card if peer is not None else None
+
     def joined(self, connection: Connection, address: Address) -> Connection | None:
         """An instance is connected, maybe again; the older connection that this one replaces."""
         assert connection.hello is not None
@@ -105,8 +110,8 @@ class Peers:
             elif not peer.gone_ns and now_ns - peer.away_ns > OUT_OF_REACH_NS:
                 peer.gone_ns = now_ns
             if peer.gone_ns and now_ns >= peer.gone_ns:
-                del self._peers[instance]
                 self._emit(Lost(instance, "gone"))
+                del self._peers[instance]
 
     def stalled(self, by_ns: int) -> None:
         """This thread has not run for a while: what it has not heard, others may have said.

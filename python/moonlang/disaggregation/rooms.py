@@ -123,7 +123,7 @@ class Search:
         if not site.trouble_ns:
             return "The request has not reached them in time."
         refusals = [self._refusals[address][0] for address in site.addresses if address in self._refusals]
-        return " ".join(refusals) or "None of them answers."
+        return " ".join(refusals) or "None of them answers: they are stopped, or the network is."
 
 
 class Claims:
@@ -132,6 +132,7 @@ class Claims:
     def __init__(self) -> None:
         self._mine: OrderedDict[int, tuple[str, int]] = OrderedDict()  # room -> ("", when it was claimed)
         self._sought: OrderedDict[int, tuple[str, int]] = OrderedDict()  # room -> (instance, when it asked)
+        self._told: OrderedDict[int, tuple[str, int]] = OrderedDict()  # room -> (instance, when it was told)
 
     def claim(self, room: int, now_ns: int) -> str | None:
         """The request of `room` is here; the instance that has asked for it already."""
@@ -145,6 +146,21 @@ class Claims:
             return True
         _remember(self._sought, room, instance, now_ns)
         return False
+
+    def told(self, room: int, instance: str, now_ns: int) -> None:
+        """The instance knows that the request is here, and will ask for its pages."""
+        _remember(self._told, room, instance, now_ns)
+
+    def met(self, room: int) -> None:
+        """It has."""
+        self._told.pop(room, None)
+
+    def left_by(self, instance: str) -> list[int]:
+        """The rooms that an instance was told of and did not ask for; they are forgotten."""
+        left = [room for room, (told, _) in self._told.items() if told == instance]
+        for room in left:
+            del self._told[room]
+        return left
 
 
 def _remember(rooms: OrderedDict[int, tuple[str, int]], room: int, instance: str, now_ns: int) -> None:

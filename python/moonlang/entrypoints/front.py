@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,14 @@ import uvicorn
 from moonlang.base.errors import ConfigError
 
 BACKLOG = 2048
+
+
+def raise_open_files() -> None:
+    """As many open files as this user may have: every client is one, and a router's has connections behind it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):  # a kernel may allow less than the limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Server(uvicorn.Server):

@@ -87,7 +87,7 @@ async def prepare(client: EngineClient, body: GenerateBody) -> Call:
         asked.append(Prompt(ids=ids, sampling=sampling[index], logprob=logprob, rid=rids[index]))
     stream = bool(body.stream)
     key = prompts.cache_key(body.cache_salt, body.extra_key)
-    rooms = pairing.rooms(client.args, body, count)
+    rooms = pairing.rooms(client.args, body)
     common = Common(stream=stream, priority=body.priority, extra_key=key, rooms=rooms)
     messages = prompts.expand(client, asked, common)
     return Call(

@@ -50,8 +50,8 @@ class Health:
         return alive
 
     async def _heard(self) -> bool:
-        if self._client.live_count:
-            return await self._client.output(self._timeout_s)
+        if self._client.live_count and self._client.args.disaggregation_mode == "null":
+            return await self._client.output(self._timeout_s)  # a pair may wait for its other half, which says nothing
         message = Generate(
             rid=f"{RID_PREFIX}_{self._client.fresh_rid()}",
             input_ids=[0],

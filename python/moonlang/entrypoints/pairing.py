@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -19,33 +19,56 @@ ALONE = "2.2.2.2"  # a host that nobody dials: probes and warm-ups send it to se
 
 
 class PairFields(msgspec.Struct, kw_only=True):
-    """Where the prefill half is: its host and bootstrap port, and the room of the pair; lists hold one per prompt."""
+    """Where the prefill half is: its host and bootstrap port, and the room of the pair.
+
+    Each is one value, or a list with one value per prompt or per sequence.
+    """
 
     bootstrap_host: str | list[str | None] | None = None
     bootstrap_port: int | list[int | None] | None = None
     bootstrap_room: int | list[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Rooms:
-    """The meeting places of one call, one per prompt. counted: the call named one room, and the next ones follow it."""
+    """The meeting places of one call.
 
-    places: tuple[PeerSpec, ...]
-    counted: bool
-
-    def peer(self, prompt: int, sample: int, sequence: int) -> PeerSpec | None:
-        """Where sequence `sequence` of the call, the `sample`-th of `prompt`, meets its other half, if at all."""
-        place = self.places[prompt]
-        if place.host == ALONE:
-            return None
-        return PeerSpec(place.host, place.port, (place.room + (sequence if self.counted else sample)) % ROOMS)
-
-
-def rooms(args: ServerArgs, fields: PairFields, count: int) -> Rooms | None:
-    """The rooms of a call of `count` prompts; None on a server that works alone. RequestError 400 without them.
-
-    A port that is left out is this server's own: instances started with the same flags use the same one.
+    A port that is left out is this server's own: servers with the same flags have the same one. One room for several
+    sequences is the first of as many in a row, and so is a prompt's for its samples.
     """
+
+    def __init__(self, args: ServerArgs, fields: PairFields) -> None:
+        self._args = args
+        self._fields = fields
+
+    def peers(self, samples: Sequence[int]) -> list[PeerSpec | None]:
+        """Where each sequence meets its other half; None: it has none. samples: the number of sequences per prompt.
+
+        RequestError 400 when places are missing or make no sense.
+        """
+        hosts = _each("bootstrap_host", self._fields.bootstrap_host, samples)
+        ports = _each("bootstrap_port", self._fields.bootstrap_port, samples)
+        rooms = _each("bootstrap_room", self._fields.bootstrap_room, samples)
+        found = [self._place(*place) for place in zip(hosts, ports, rooms, _steps(self._fields, samples), strict=True)]
+        taken = [peer.room for peer in found if peer is not None]
+        if len(set(taken)) < len(taken):
+            raise RequestError("bootstrap_room must not name the same room for two sequences.")
+        return found
+
+    def _place(self, host: str | None, port: int | None, room: int | None, step: int) -> PeerSpec | None:
+        if room is None or not 0 <= room < ROOMS:
+            raise RequestError(f"bootstrap_room must be an integer in [0, 2^63), got {shown(room)}.")
+        if port is not None and not 0 < port < 1 << 16:
+            raise RequestError(f"bootstrap_port must be in [1, 65535], got {shown(port)}.")
+        if not host and self._args.disaggregation_mode == "decode":
+            raise RequestError("bootstrap_host must name the host of the prefill server.")
+        if host == ALONE:
+            return None
+        port = self._args.disaggregation_bootstrap_port if port is None else port
+        return PeerSpec(host or "", port, (room + step) % ROOMS)
+
+
+def rooms(args: ServerArgs, fields: PairFields) -> Rooms | None:
+    """The rooms of a call; None on a server that works alone. RequestError 400 when there are none."""
     if args.disaggregation_mode == "null":
         return None
     if fields.bootstrap_room is None:
@@ -53,26 +76,28 @@ def rooms(args: ServerArgs, fields: PairFields, count: int) -> Rooms | None:
             "Disaggregated request received without bootstrap room id.",
             hint=f"This is a {args.disaggregation_mode} server: send requests to its router.",
         )
-    hosts = _each("bootstrap_host", fields.bootstrap_host, count)
-    ports = _each("bootstrap_port", fields.bootstrap_port, count)
-    numbers = _each("bootstrap_room", fields.bootstrap_room, count)
-    places = tuple(_place(args, *one) for one in zip(hosts, ports, numbers, strict=True))
-    return Rooms(places, not isinstance(fields.bootstrap_room, list))
+    return Rooms(args, fields)
 
 
-def _each(name: str, value: T | list[T], count: int) -> list[T]:
+def _each(name: str, value: T | list[T] | list[T | None] | None, samples: Sequence[int]) -> list[T | None]:
+    """A field as one value per sequence."""
+    total = sum(samples)
     if not isinstance(value, list):
-        return [value] * count
-    if len(value) != count:
-        raise RequestError(f"{name} must be one value or a list of {count} values, one per prompt, got {len(value)}.")
-    return value
+        return [value] * total
+    if len(value) == len(samples):
+        return [one for one, count in zip(value, samples, strict=True) for _ in range(count)]
+    if len(value) == total:
+        return list(value)
+    raise RequestError(
+        f"{name} must be one value, a list of {len(samples)} values, one per prompt, or of {total}, one per sequence; "
+        f"got {len(value)}."
+    )
 
 
-def _place(args: ServerArgs, host: str | None, port: int | None, room: int | None) -> PeerSpec:
-    if room is None or not 0 <= room < ROOMS:
-        raise RequestError(f"bootstrap_room must be an integer in [0, 2^63), got {shown(room)}.")
-    if port is not None and not 0 < port < 1 << 16:
-        raise RequestError(f"bootstrap_port must be in [1, 65535], got {shown(port)}.")
-    if not host and args.disaggregation_mode == "decode":
-        raise RequestError("bootstrap_host must name the host of the prefill server.")
-    return PeerSpec(host or "", args.disaggregation_bootstrap_port if port is None else port, room)
+def _steps(fields: PairFields, samples: Sequence[int]) -> list[int]:
+    """How far the room of each sequence is from the one that the call names for it."""
+    if not isinstance(fields.bootstrap_room, list):
+        return list(range(sum(samples)))
+    if len(fields.bootstrap_room) == len(samples):
+        return [sample for count in samples for sample in range(count)]
+    return [0] * sum(samples)

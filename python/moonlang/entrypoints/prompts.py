@@ -76,7 +76,8 @@ def expand(client: EngineClient, prompts: Sequence[Prompt], common: Common) -> l
     priority = checked_priority(client, common.priority)
     timeout_ms = round((client.args.request_timeout_s or 0) * clock.NS_PER_S / clock.NS_PER_MS)
     messages: list[Generate] = []
-    for index, prompt in enumerate(prompts):
+    samples: list[int] = []
+    for prompt in prompts:
         params, n = parse_sampling(
             prompt.sampling,
             vocab_size=client.model.vocab_size,
@@ -88,7 +89,6 @@ def expand(client: EngineClient, prompts: Sequence[Prompt], common: Common) -> l
         asked = (prompt.sampling or {}).get("max_new_tokens") is not None
         ids, params = fit(client, prompt.ids, params, asked)
         rid = prompt.rid or client.fresh_rid()
-        first = len(messages)
         messages += [
             Generate(
                 rid=rid if n == 1 else f"{rid}_{sample}",
@@ -99,13 +99,13 @@ def expand(client: EngineClient, prompts: Sequence[Prompt], common: Common) -> l
                 priority=priority,
                 extra_key=common.extra_key,
                 timeout_ms=timeout_ms,
-                peer=None if common.rooms is None else common.rooms.peer(index, sample, first + sample),
             )
             for sample in range(n)
         ]
-    taken = [message.peer.room for message in messages if message.peer is not None]
-    if len(set(taken)) < len(taken):
-        raise RequestError("bootstrap_room must not name the same room for two sequences.")
+        samples.append(n)
+    if common.rooms is not None:
+        peers = common.rooms.peers(samples)
+        messages = [msgspec.structs.replace(one, peer=peer) for one, peer in zip(messages, peers, strict=True)]
     return messages
 
 

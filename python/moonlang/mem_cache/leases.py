@@ -88,6 +88,11 @@ class Leases:
         self.cache.unlock(lease.prefix)
         lease.pages, lease.shared, lease.spare = [], 0, []
 
+    def settle(self, lease: Lease, plan: int | None) -> None:
+        """No transfer reads the lease's pages any more."""
+        self._give_back(lease.spare, plan)
+        lease.lent, lease.spare = False, []
+
     def quarantine(self, lease: Lease) -> list[int]:
         """End a lease whose own pages a peer may still write to: they belong to nobody until `acquit`."""
         pages = lease.pages[lease.shared :]

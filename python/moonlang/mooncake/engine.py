@@ -6,7 +6,7 @@ What measuring the wheel showed, and where it is handled:
 - the blocking calls burn a core, and asking about a handle that has ended crashes: single submits, each asked in turn
   until its end, asleep in between (`_Flights`);
 - what is submitted cannot be taken back, and its source is read until its end: nothing returns before all has ended;
-- a queue of more than 2,048 entries fails: few are in flight;
+- a queue of more than 2,048 entries fails, and what follows with it: fewer are in flight;
 - the first contact with a stopped process hangs for a minute and holds up all first contacts and submits of its engine:
   a scout goes first (`contact`);
 - a successor behind a peer's address is taken for the peer, and the first write to it fails: before anything is
@@ -37,9 +37,9 @@ from moonlang.mooncake.wheel import DONE, FAILED, NO_HANDLES, PENDING, Wheel
 
 MAX_ENTRY_BYTES: Final = 4 << 20  # callers cut what they write into entries of at most so many bytes
 MAX_FLIGHT_BYTES: Final = 32 << 20  # of one write at a time; the rest waits
-MAX_FLIGHTS: Final = 64  # entries of one write at a time
+MAX_FLIGHTS: Final = 256  # entries of one write at a time; the library refuses more than 2,048
 CONTACT_NS: Final = 3 * NS_PER_S  # a peer that does not answer for so long is out of reach
-DRAIN_NS: Final = 30 * NS_PER_S  # the library ends everything within its own time limits, which are far shorter
+STALL_NS: Final = 30 * NS_PER_S  # without an end of any entry; the library's own time limits are far shorter
 SETTLE_NS: Final = 200 * NS_PER_MS  # for what is left of a broken connection in the peer's socket buffer
 RETRY_NS: Final = NS_PER_S  # between two attempts to reach a metadata server
 MIN_PORTS: Final = 16  # of one process: an engine takes two, and a crash blocks them for a minute
@@ -52,10 +52,13 @@ class Peer:
     """Another engine, as a lane of this one sees it. session: see `Engine.session`."""
 
     def __init__(self, session: str, tag: bytes) -> None:
-        name, _, address = session.rpartition("@")
-        self.name = name
+        """PeerError when this is no session."""
+        self.name, _, address = session.rpartition("@")
         self.tag = tag
-        self.tag_address = int(address, 16)
+        try:
+            self.tag_address = int(address, 16)
+        except ValueError as error:
+            raise PeerError(f"{session!r} is no session of a transfer engine.") from error
         self.known = False  # its tag has been read, and nothing has failed since
 
 
@@ -82,8 +85,8 @@ class Engine:
         self._contacts = Contacts(self._scout)
         self._prepare_environment()
         self._unique = self._new_name()
-        self._wheel = new_wheel()
-        if self._initialize(self._wheel, self._unique):
+        self._wheel: Wheel | None = (wheel := new_wheel())
+        if self._initialize(wheel, self._unique):
             self._ready.set()
             self._announce()
         elif config.metadata_kind == "p2p":
@@ -133,24 +136,27 @@ class Engine:
         raise PeerError(f"The peer {peer.name} does not take {len(left)} of {len(sizes)} writes.")
 
     def close(self) -> None:
-        """Forget everything. The library takes up to a second."""
+        """Let go of memory and library, which takes it up to a second, and many where a metadata server is gone."""
+        if os.getpid() != self._pid:
+            return
         self._closed.set()
         self._contacts.close()
         with self._lock:
-            if self._ready.is_set() and os.getpid() == self._pid:
-                for address in self._regions:
-                    self._wheel.unregister_memory(address)
+            wheel, self._wheel = self._wheel, None
+            if wheel is not None and self._ready.is_set() and self._config.metadata_kind == "p2p":
+                for address in self._regions:  # elsewhere this would wait for the server, once for each
+                    wheel.unregister_memory(address)
             self._regions.clear()
-            self._ready.clear()
 
     def _alive(self) -> Wheel:
         if os.getpid() != self._pid:
             raise BugError("A transfer engine was taken along into a forked process.")
-        if self._closed.is_set():
+        wheel = self._wheel
+        if wheel is None:
             raise PeerError("The transfer engine is closed.")
         if not self._ready.is_set():
             raise PeerError(f"The metadata server {self._config.metadata_server} does not answer.")
-        return self._wheel
+        return wheel
 
     def _meet(self, peer: Peer, go_on: Callable[[], None]) -> None:
         """PeerError unless the one that was meant answers."""
@@ -182,6 +188,8 @@ class Engine:
             if not self._initialize(wheel, self._unique):
                 continue
             with self._lock:
+                if self._closed.is_set():
+                    return
                 for address, size in self._regions.items():
                     _register(wheel, address, size)
                 self._wheel = wheel
@@ -231,6 +239,7 @@ class _Flights:
         self._peer = peer
         self._flying: dict[int, int] = {}  # handle -> entry
         self._bytes = 0
+        self._moved_ns = monotonic_ns()  # when an entry took off or ended
 
     def run(self, source: Words, target: Words, sizes: Words, go_on: Callable[[], None]) -> list[int]:
         """Write all entries; those that did not arrive. A failure or `go_on` stops it, when what flies has ended."""
@@ -246,7 +255,8 @@ class _Flights:
                     following += 1
                 left += self._land(sizes)
         except BaseException:
-            self._drain(sizes)
+            while self._flying:
+                self._land(sizes)
             self.stopped = self.failed
             raise
         return sorted([*left, *range(following, len(sizes))])
@@ -261,10 +271,11 @@ class _Flights:
             return False
         self._flying[handle] = entry
         self._bytes += size
+        self._moved_ns = monotonic_ns()
         return True
 
     def _land(self, sizes: Words) -> list[int]:
-        """Ask each once; entries that failed. Sleeps when none has ended."""
+        """Ask each once; entries that failed. Sleeps when none has ended. PeerError: the library has lost them."""
         before, failed = len(self._flying), []
         for handle, entry in list(self._flying.items()):
             status = self._wheel.transfer_check_status(handle)
@@ -276,20 +287,19 @@ class _Flights:
             if status == FAILED:
                 self.failed = True
                 failed.append(entry)
-        if before and len(self._flying) == before:
+        if len(self._flying) < before:
+            self._moved_ns = monotonic_ns()
+        elif before:
+            if monotonic_ns() - self._moved_ns > STALL_NS:
+                self._flying.clear()
+                self.failed = True
+                raise PeerError(f"The transfer engine has lost {before} writes to {self._peer}.")
             sleep_s(self._nap_s())
         return failed
 
     def _nap_s(self) -> float:
         """A quarter of the time that what flies takes at 4 GB/s, in [50 us, 2 ms]."""
         return min(max(self._bytes / 16e9, 50e-6), 2e-3)
-
-    def _drain(self, sizes: Words) -> None:
-        deadline = monotonic_ns() + DRAIN_NS
-        while self._flying:
-            self._land(sizes)
-            if monotonic_ns() > deadline:
-                raise BugError(f"The transfer engine does not end {len(self._flying)} writes to {self._peer}.")
 
 
 def _register(wheel: Wheel, address: int, size: int) -> None:

@@ -10,8 +10,11 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 
 from moonlang.base import log
+from moonlang.base.checksum import Checksum
 from moonlang.base.errors import BugError, PeerError
 from moonlang.base.process_memory import TAG_BYTES, Doorplate, host_key
 from moonlang.core.kv import KvRegion
@@ -97,9 +100,34 @@ class MooncakeMover:
             peer = known.peers[push.target_rank] = Peer(session, _tag(push.peer.instance))
         here = self._regions[push.source_rank]
         found = page_memory.runs(push, here, push.peer.regions[push.target_rank])
-        value = page_memory.checksum(here, push.source, push.spans, landed=False) if self._options.checksum else 0
-        self._engine.write(peer, *page_memory.cut(found, MAX_ENTRY_BYTES), work.go_on)
-        return value
+        entries = page_memory.cut(found, MAX_ENTRY_BYTES)
+        if not self._options.checksum:
+            self._engine.write(peer, *entries, work.go_on)
+            return 0
+        reading = _Reading(entries, work.go_on)
+        self._engine.write(peer, *entries, reading.go_on)
+        return reading.checksum()
+
+
+class _Reading:
+    """Takes the checksum of what is being sent, an entry at a time, while others are on their way."""
+
+    def __init__(self, entries: page_memory.Runs, go_on: Callable[[], None]) -> None:
+        self._left = iter(zip(entries.source.tolist(), entries.sizes.tolist(), strict=True))
+        self._go_on = go_on
+        self._checksum = Checksum()
+
+    def go_on(self) -> None:
+        """Called before an entry is sent, also where one is sent again: only the order of the entries matters here."""
+        self._go_on()
+        for address, size in islice(self._left, 1):
+            self._checksum.add_memory(address, size)
+
+    def checksum(self) -> int:
+        """Of all entries."""
+        for address, size in self._left:
+            self._checksum.add_memory(address, size)
+        return self._checksum.value()
 
 
 def _same_host(card: KvCard) -> bool:
@@ -112,17 +140,22 @@ def _tag(instance: str) -> bytes:
 
 def open_transfer(options: TransferOptions) -> TransferChannel:
     """The KvTransfer of --disaggregation-transfer-backend mooncake."""
-    return TransferChannel(MooncakeMover(options, lambda: _engine(options, force_tcp=False)), options)
+    return TransferChannel(MooncakeMover(options, partial(_engine, options, force_tcp=False)), options)
 
 
 def open_tcp_transfer(options: TransferOptions) -> TransferChannel:
-    """The KvTransfer of --disaggregation-transfer-backend mooncake_tcp: RDMA cards are left alone."""
-    return TransferChannel(MooncakeMover(options, lambda: _engine(options, force_tcp=True)), options)
+    """The KvTransfer of --disaggregation-transfer-backend mooncake_tcp: TCP everywhere, also within a host."""
+    new_engine = partial(_engine, options, force_tcp=True)
+    return TransferChannel(MooncakeMover(options, new_engine, same_host=False), options)
 
 
 def _engine(options: TransferOptions, *, force_tcp: bool) -> Engine:
     found = config.read(
-        os.environ, probe.hardware(), host=options.host, ib_device=options.devices or None, force_tcp=force_tcp
+        os.environ,
+        probe.hardware(),
+        host=probe.reachable(options.host),
+        ib_device=options.devices or None,
+        force_tcp=force_tcp,
     )
     probe.check_metadata(found)
     return Engine(found)

@@ -50,6 +50,19 @@ def hardware(folder: Path = Path("/sys/class/infiniband")) -> Hardware:
     return Hardware(infiniband=cards, verbs=True)
 
 
+def reachable(host: str) -> str:
+    """The address under which others reach a server that listens on `host`, which may be "all addresses"."""
+    if host not in ("", "0.0.0.0", "::"):
+        return host
+    family, outside = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((outside, 9))  # sends nothing: it only looks up the way
+            return probe.getsockname()[0]
+        except OSError:  # no way out of this machine
+            return "::1" if host == "::" else "127.0.0.1"
+
+
 def check_metadata(config: MooncakeConfig) -> None:
     """ConfigError when the wheel would abort the process on this metadata server: tried out in a child process.
 

@@ -101,18 +101,18 @@ def parse(argv: Sequence[str], prog: str = "moonlang router", **defaults: Any) -
     hints = typing.get_type_hints(RouterArgs, include_extras=True)
     for name, field in fields.items():
         kind, flag = typing.get_args(hints[name])[:2]
-        parser.add_argument(_option(name), **_shape(name, kind, flag, defaults.get(name, field.default)))
+        parser.add_argument(option(name), **_shape(name, kind, flag, defaults.get(name, field.default)))
     for name in NO_EFFECT:
-        parser.add_argument(_option(name), nargs="*", default=None, help=argparse.SUPPRESS)
+        parser.add_argument(option(name), nargs="*", default=None, help=argparse.SUPPRESS)
     found, unknown = parser.parse_known_args(argv)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], [_option(name) for name in fields], n=2)
+        near = difflib.get_close_matches(unknown[0], [option(name) for name in fields], n=2)
         hint = f"Closest: {', '.join(near)}." if near else "`--help` lists the flags."
         raise ConfigError(f"There is no flag {unknown[0]}.", hint=hint)
     values = {name: value for name, value in vars(found).items() if value is not None}
     for name in NO_EFFECT:
         if values.pop(name, None) is not None:
-            logging.getLogger(__name__).warning("%s has no effect: %s.", _option(name), NO_EFFECT[name])
+            logging.getLogger(__name__).warning("%s has no effect: %s.", option(name), NO_EFFECT[name])
     values |= {
         "worker_urls": _urls(values.get("worker_urls", ())),
         "prefill": _prefills(values.get("prefill", ())),
@@ -128,7 +128,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message[:1].upper() + message[1:] + ".", hint="`--help` shows the flags.")
 
 
-def _option(name: str) -> str:
+def option(name: str) -> str:
+    """The flag of a field: `max_tree_size` -> `--max-tree-size`."""
     return "--" + name.replace("_", "-")
 
 
@@ -176,10 +177,10 @@ def _checked(args: RouterArgs, hints: dict[str, Any]) -> RouterArgs:
         value = getattr(args, name)
         if value is not None and flag.choices and value not in flag.choices:
             legal = ", ".join(map(str, flag.choices))
-            raise ConfigError(f"{_option(name)} {value} is not possible.", hint=f"Choose one of: {legal}.")
+            raise ConfigError(f"{option(name)} {value} is not possible.", hint=f"Choose one of: {legal}.")
         low, high = flag.low, flag.high
         if isinstance(value, (int, float)) and not (low is None or value >= low) & (high is None or value <= high):
-            raise ConfigError(f"{_option(name)} must be in [{low}, {'...' if high is None else high}], got {value}.")
+            raise ConfigError(f"{option(name)} must be in [{low}, {'...' if high is None else high}], got {value}.")
     if args.pairs and args.worker_urls:
         raise ConfigError("--worker-urls are servers that work alone; --prefill and --decode make pairs.")
     return args

@@ -13,7 +13,7 @@ from moonlang.base import clock, log
 from moonlang.base.errors import PeerError
 from moonlang.router import body, merge
 from moonlang.router.body import Body
-from moonlang.router.errors import UnreachableError
+from moonlang.router.errors import RefusedError
 from moonlang.router.metrics import RouterMetrics
 from moonlang.router.upstream import Exchange, Headers, Outgoing
 from moonlang.router.workers import Worker
@@ -121,11 +121,16 @@ class Attempts:
                 found = fronting.result()
                 self._judge(front)
                 if front.status >= 400:
+                    backing.cancel()
                     back.close()
                     return Answer(front, lambda complete: abort(), beginning=found)
             await backing
             self._judge(back)
-            if merged and back.status < 400:
+            if back.status >= 400:
+                fronting.cancel()
+                front.close()
+                return Answer(back, lambda complete: abort())
+            if merged:
                 return await _completed(call, await fronting, back, close)
             return Answer(back, close)
         except BaseException:
@@ -150,7 +155,7 @@ class Attempts:
         self._metrics.broken(worker.url)
         worker.breaker.failed(clock.monotonic_ns())
         worker.wanted.set()
-        if isinstance(error, UnreachableError) and worker.lost():
+        if isinstance(error, RefusedError) and worker.lost():
             _log.warning("Worker %s (%s) is down: it takes no connections", worker.url, worker.kind)
 
     def _linger(self, exchange: Exchange, task: asyncio.Task[bytes]) -> None:

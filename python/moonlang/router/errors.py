@@ -12,13 +12,14 @@ from moonlang.base.errors import PeerError, RequestError
 
 # Codes by status, for what is refused before a worker is chosen.
 _CODES = {400: "bad_request", 401: "unauthorized", 413: "payload_too_large", 429: "too_many_requests"}
+_TITLES = {499: "Client Closed Request"}  # that HTTPStatus does not know
 NO_WORKER = "server_selection_failed"
 FAILED = "worker_failed"
 RETRY_AFTER_S = 1
 
 
-class UnreachableError(PeerError):
-    """A worker takes no connections."""
+class RefusedError(PeerError):
+    """A worker's host is there, and nobody listens on its port."""
 
 
 class NoWorkerError(RequestError):
@@ -30,7 +31,8 @@ class NoWorkerError(RequestError):
 
 def shape(status: int, code: str, message: str) -> dict[str, Any]:
     """The body of an error."""
-    return {"error": {"message": message, "type": HTTPStatus(status).phrase, "param": None, "code": code}}
+    title = _TITLES.get(status) or HTTPStatus(status).phrase
+    return {"error": {"message": message, "type": title, "param": None, "code": code}}
 
 
 def response(error: RequestError | PeerError) -> Response:

@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 
 from moonlang.base import clock, log
+from moonlang.router.upstream import refuses
 from moonlang.router.workers import Worker, WorkerSet
 
 _log = log.get(__name__)
@@ -113,5 +114,9 @@ class Watch:
         try:
             async with self._session.get(worker.url + path, headers=self._checks.headers, timeout=limit) as response:
                 return read(response.status, await response.read())
+        except aiohttp.ClientConnectorError as error:
+            if refuses(error) and worker.lost():
+                _log.warning("Worker %s (%s) is down: it takes no connections", worker.url, worker.kind)
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return None
+            pass  # it has not answered: that is all there is to know
+        return None

@@ -71,7 +71,7 @@ class Relay:
         raw = await read_body(Request(scope, receive), self._max_body_bytes)
         return Call(
             method=scope["method"],
-            path=scope["path"] + (f"?{query}" if query else ""),
+            path=scope["raw_path"].decode("latin-1") + (f"?{query}" if query else ""),
             headers=forwarded(scope["headers"]),
             body=BARE if scope["method"] in ("GET", "HEAD") else body.read(raw),
             generates=self._generates,

@@ -27,6 +27,7 @@ _log = log.get(__name__)
 def serve(args: RouterArgs) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. ConfigError when the configuration cannot work."""
     log.configure("router", args.log_level)
+    front.raise_open_files()
     with front.stopped_by_signals(), front.listening(args.host, args.port) as listener:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(args, listener))

@@ -10,7 +10,7 @@ import aiohttp
 
 from moonlang.base import clock
 from moonlang.base.errors import PeerError
-from moonlang.router.errors import UnreachableError
+from moonlang.router.errors import RefusedError
 from moonlang.router.workers import Worker
 
 CONNECT_S = 3.0
@@ -32,6 +32,11 @@ def new_session() -> aiohttp.ClientSession:
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),
     )
+
+
+def refuses(error: aiohttp.ClientConnectorError) -> bool:
+    """Nobody listens there. Anything else may be a matter of this host, or of the network for a moment."""
+    return isinstance(error.os_error, ConnectionRefusedError)
 
 
 def forwarded(headers: Headers) -> dict[str, str]:
@@ -104,7 +109,9 @@ class Exchange:
             self.streaming = response.content_type == "text/event-stream"
             self.beginning = await (response.content.readany() if self.streaming else response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise self._error(UnreachableError(f"The worker {self.worker.url} cannot be reached.")) from error
+            refused = isinstance(error, aiohttp.ClientConnectorError) and refuses(error)
+            kind = RefusedError if refused else PeerError
+            raise self._error(kind(f"The worker {self.worker.url} cannot be reached.")) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise self._error() from error
         self.worker.heard_ns = clock.monotonic_ns()

@@ -100,8 +100,7 @@ class Worker:
         return True
 
     def lost(self) -> bool:
-        """It refuses connections: down at once, and checked soon. True when that is news."""
-        self.wanted.set()
+        """It refuses connections: down at once. True when that is news."""
         if self.up:
             self._turn(False)
             return True

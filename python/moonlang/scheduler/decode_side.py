@@ -43,6 +43,7 @@ from moonlang.core.plan import Row, RowResult
 from moonlang.core.request import Finish, Request, State
 from moonlang.core.ticket import Completion, Outcome
 from moonlang.scheduler.pair_side import Accept, Alarm, End, Mail
+from moonlang.scheduler.partings import Parting, Partings
 from moonlang.scheduler.roster import Roster, lease_of
 from moonlang.scheduler.settings import PairingConfig, PairStats
 
@@ -59,6 +60,7 @@ class _Room:
 
     request: Request
     number: int
+    serial: int
     entered_ns: int
     deadline_ns: int
     card: KvCard | None = None
@@ -70,20 +72,9 @@ class _Room:
     landed: Landed | None = None
     repeat_ns: int = 0
 
-
-@dataclass(slots=True, kw_only=True)
-class _Parting:
-    """A room whose request is served or lost: Release is said until the peer is drained. Then, and when no Verify reads
-    them any more, its pages are free."""
-
-    number: int
-    instance: str
-    error: str
-    pages: list[int]
-    verifies: list[int]
-    until_ns: int
-    drained: bool = False
-    repeat_ns: int = 0
+    def is_with(self, card: KvCard, serial: int) -> bool:
+        """Whether a message is of this pair, not of another instance or of an earlier use of the room."""
+        return self.card is not None and self.card.instance == card.instance and self.serial == serial
 
 
 class DecodeSide:
@@ -101,10 +92,11 @@ class DecodeSide:
         self._page_bytes = sum(region.schema.page_bytes for region in self._regions)
         self._rooms: dict[int, _Room] = {}
         self._queue: dict[int, _Room] = {}  # found, and waiting for memory
-        self._partings: dict[int, _Parting] = {}
         self._room_of: dict[int, int] = {}  # by number of a Verify under way
         self._alarm = Alarm()
+        self._partings = Partings(roster.memory, self.mail, self._alarm, config.repeat_ns)
         self._now_ns = 0
+        self._serial = 0
         self._paired = self._pairing_ns = self._moved = self._moving_ns = self._bytes = 0
         self._failed = self._fallbacks = 0
 
@@ -117,7 +109,10 @@ class DecodeSide:
             text = f"Room {number} is in use by another request. Draw a new one."
             return [self._end(request, Finish("abort", message=text, status=_RETRYABLE), None)]
         deadline_ns = self._deadline_ns(request)
-        self._rooms[number] = _Room(request=request, number=number, entered_ns=now_ns, deadline_ns=deadline_ns)
+        self._serial += 1
+        self._rooms[number] = _Room(
+            request=request, number=number, serial=self._serial, entered_ns=now_ns, deadline_ns=deadline_ns
+        )
         self._alarm.set(deadline_ns)
         assert request.peer is not None
         self.mail.open(request.peer, deadline_ns)
@@ -139,8 +134,7 @@ class DecodeSide:
                 deltas += self._fail(room, f"The prefill instance did not answer in time (room {room.number}).")
             else:
                 self._ask(room)
-        for parting in list(self._partings.values()):
-            self._remind(parting)
+        self._partings.expire(now_ns)
         return deltas
 
     def _deadline_ns(self, request: Request) -> int:
@@ -187,7 +181,8 @@ class DecodeSide:
             key=prompt_key(request.prompt, request.extra_key),
             first_page=lease.shared,
             pages=tuple(lease.pages[lease.shared :]),
-            patience_ms=max(1, (room.deadline_ns - self._now_ns) // _NS_PER_MS),
+            patience_ms=-(-(room.deadline_ns - self._now_ns) // _NS_PER_MS),
+            serial=room.serial,
         )
         self._paired += 1
         self._pairing_ns += self._now_ns - room.entered_ns
@@ -216,10 +211,10 @@ class DecodeSide:
                 return self._fail(room, error) if room is not None and room.card is None else []
             case Heard(card, body):
                 room = self._rooms.get(body.room)
-                if room is not None and room.card is not None and room.card.instance == card.instance:
+                if room is not None and room.is_with(card, body.serial):
                     room.answered = True
                     return self._answered(room, body)
-                self._parted(card, body)
+                self._partings.heard(card, body, now_ns)
                 return []
             case Lost(instance, fate):
                 return self._lost(instance, gone=fate == "gone")
@@ -273,9 +268,7 @@ class DecodeSide:
         at = self._room_of.pop(number)
         room = self._rooms.get(at)
         if room is None or number not in room.unverified:
-            parting = self._partings[at]
-            parting.verifies.remove(number)
-            self._settle(parting)
+            self._partings.verified(at, number)
             return []
         pushed = room.pushes[room.unverified.pop(number)]
         if completion.outcome is not Outcome.OK:
@@ -321,26 +314,12 @@ class DecodeSide:
             return "The prefill instance has not sent every page."
         return ""
 
-    def _parted(self, card: KvCard, body: PairMessage) -> None:
-        """A message of a room that is closed, or was never open, for this peer."""
-        parting = self._partings.get(body.room)
-        if parting is None or parting.instance != card.instance:
-            if isinstance(body, Landed | Refuse):
-                self.mail.send(card.instance, Release(body.room, "This room is not known here."))
-        elif isinstance(body, Drained):
-            parting.drained = True
-            self._settle(parting)
-        elif isinstance(body, Landed | Refuse):
-            self._remind(parting, due=True)
-
     def _lost(self, instance: str, *, gone: bool) -> list[TokenDelta]:
-        """Nobody answers any more. What a silent instance may still write to stays in quarantine."""
+        """Nobody answers any more."""
         deltas: list[TokenDelta] = []
         for room in [r for r in self._rooms.values() if r.card is not None and r.card.instance == instance]:
             deltas += self._fail(room, "The prefill instance is out of reach.")
-        for parting in [p for p in self._partings.values() if p.instance == instance]:
-            parting.drained |= gone
-            self._settle(parting)
+        self._partings.lost(instance, gone=gone)
         return deltas
 
     # ---- how a room ends
@@ -371,35 +350,16 @@ class DecodeSide:
         self._queue.pop(room.number, None)
         if room.card is None:
             return
-        parting = _Parting(
-            number=room.number,
+        parting = Parting(
+            room=room.number,
+            serial=room.serial,
             instance=room.card.instance,
             error=error,
             pages=pages,
             verifies=list(room.unverified),
             until_ns=room.deadline_ns,
         )
-        self._partings[room.number] = parting
-        self._remind(parting, due=True)
-
-    def _remind(self, parting: _Parting, *, due: bool = False) -> None:
-        """Say Release until it is answered: for ever where pages depend on it."""
-        if parting.drained:
-            return
-        if not parting.pages and self._now_ns >= parting.until_ns:
-            parting.drained = True
-            self._settle(parting)
-            return
-        if due or self._now_ns >= parting.repeat_ns:
-            self.mail.send(parting.instance, Release(parting.number, parting.error))
-            parting.repeat_ns = self._now_ns + self._config.repeat_ns
-        self._alarm.set(parting.repeat_ns)
-
-    def _settle(self, parting: _Parting) -> None:
-        """Once nobody writes to the pages nor reads them they are free."""
-        if parting.drained and not parting.verifies:
-            self._roster.memory.acquit(parting.pages)
-            del self._partings[parting.number]
+        self._partings.add(parting, self._now_ns)
 
     # ---- plans are as always
 
@@ -424,7 +384,7 @@ class DecodeSide:
     @property
     def holds_memory(self) -> bool:
         landing = any(room.want is not None for room in self._rooms.values())
-        return landing or any(parting.pages for parting in self._partings.values())
+        return landing or self._partings.num_pages > 0
 
     def stats(self) -> PairStats:
         moving = sum(room.want is not None for room in self._rooms.values())
@@ -432,7 +392,7 @@ class DecodeSide:
             num_pairing=len(self._rooms) - moving,
             num_moving=moving,
             num_transfers=len(self._room_of),
-            quarantined_pages=sum(len(parting.pages) for parting in self._partings.values()),
+            quarantined_pages=self._partings.num_pages,
             total_paired=self._paired,
             total_pairing_ns=self._pairing_ns,
             total_moved=self._moved,

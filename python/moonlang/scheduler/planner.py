@@ -2,8 +2,8 @@
 
 A running request has `scheduled` positions whose KV some plan computes and len(tokens) + pending positions it wants; a
 plan brings it closer. One missing position is a decode row, many are a prefill row, cut to the budget. A plan is built
-in a fixed order - reclaim, decode rows, prefill rows of running requests, admissions - so that nothing laid into a plan
-can be retracted by the same plan.
+in a fixed order - reclaim, decode rows and arrivals, prefill rows of running requests, admissions - so that nothing
+laid into a plan can be retracted by the same plan.
 
 With depth 2 a plan is made before the tokens of the one in flight are known: `pending` counts those samples, and a
 request that turns out to have ended leaves a void row behind, recognised by its epoch; pages such a row may write to
@@ -46,9 +46,9 @@ class Planner:
             return None
         self._reclaim()
         rows = self._decode_rows()
-        decode_rows, budget = len(rows), self._budget(len(rows))
-        budget -= self._continue_prefills(rows, budget)
         starts = self._arrivals(rows, now_ns)
+        decode_rows, arrived, budget = len(rows), len(starts), self._budget(len(rows))
+        budget -= self._continue_prefills(rows, budget)
         cached = self._admissions(starts, rows, budget, now_ns)
         if not rows:
             return self._unblock(now_ns)
@@ -59,7 +59,7 @@ class Planner:
         roster.in_flight.append(plan)
         roster.ratio.relax()
         self.report = PlanReport(
-            new_seqs=len(starts),
+            new_seqs=len(starts) - arrived,
             new_tokens=sum(row.length for row in rows[decode_rows:]),
             cached_tokens=cached,
             decode_rows=decode_rows,
@@ -110,7 +110,7 @@ class Planner:
         return spent
 
     def _arrivals(self, rows: list[Row], now_ns: int) -> list[SlotStart]:
-        """Give slots to requests whose prompt was computed elsewhere; the first row is that of their first token."""
+        """Give slots to requests whose prompt was computed elsewhere: what they lack is the row of a decode."""
         roster = self._roster
         starts: list[SlotStart] = []
         for request in _landed(roster):

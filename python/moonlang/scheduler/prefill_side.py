@@ -12,7 +12,6 @@ then, is a failed room drained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -32,8 +31,6 @@ from moonlang.core.pairing import (
     Noted,
     PairEvent,
     PairMessage,
-    Push,
-    Pushed,
     Refuse,
     Release,
     Want,
@@ -42,49 +39,12 @@ from moonlang.core.plan import Row, RowResult
 from moonlang.core.request import Finish, Request, State
 from moonlang.core.ticket import Completion, Outcome
 from moonlang.scheduler.pair_side import Alarm, End, Mail
-from moonlang.scheduler.roster import Roster, lease_of
+from moonlang.scheduler.pushes import Pushes, Room
+from moonlang.scheduler.roster import Roster
 from moonlang.scheduler.settings import PairingConfig, PairStats
-from moonlang.scheduler.unclaimed import EarlyWant, Unclaimed
+from moonlang.scheduler.unclaimed import EarlyWant, Released, Unclaimed
 
 _NS_PER_MS = 1_000_000
-
-
-@dataclass(slots=True, kw_only=True)
-class _Room:
-    """One pair. `final`: the last word, Landed or Refuse, after which the request has ended here.
-
-    next_page: pages of the prompt before it are laid into plans, sent, or in decode's cache. pushes: those submitted,
-    by the operation's number; sent: those completed, by index. lease: the request's, after its slot is gone.
-    """
-
-    request: Request
-    number: int
-    key: bytes
-    entered_ns: int
-    deadline_ns: int
-    card: KvCard | None = None
-    want: Want | None = None
-    routes: tuple[layout.Route, ...] = ()
-    next_page: int = 0
-    pushes: dict[int, Pushed] = field(default_factory=dict)
-    sent: list[Pushed] = field(default_factory=list)
-    count: int = 0
-    lease: Lease | None = None
-    outcome: RowResult | None = None
-    computed_ns: int = 0
-    final: Landed | Refuse | None = None
-    released: bool = False
-    repeat_ns: int = 0
-
-
-@dataclass(slots=True)
-class _Laid:
-    """Pages [first, end) of a room's prompt that a plan in flight completes, and how many of its layers are pushed."""
-
-    room: _Room
-    first: int
-    end: int
-    layers: int = 0
 
 
 class PrefillSide:
@@ -96,14 +56,12 @@ class PrefillSide:
         self._roster = roster
         self._end = end
         self._regions = config.card.regions
-        self._layers = self._regions[0].schema.num_layers
         self._digest = unsharded(self._regions).digest()
-        self._page_bytes = sum(region.schema.page_bytes for region in self._regions)
-        self._rooms: dict[int, _Room] = {}
+        self._pushes = Pushes(config, roster.config.page_size, self.mail)
+        self._rooms: dict[int, Room] = {}
         self._unclaimed = Unclaimed(config.most_early, config.patience_ns)
-        self._room_of: dict[int, _Room] = {}  # by number of a push under way
-        self._laid: dict[int, list[_Laid]] = {}  # by plan
-        self._fresh: list[_Room] = []  # computed, but not known whether all is sent
+        self._past = Released(config.most_early)
+        self._fresh: list[Room] = []  # computed, but not known whether all is sent
         self._alarm = Alarm()
         self._now_ns = 0
         self._paired = self._pairing_ns = self._moved = self._moving_ns = self._bytes = self._failed = 0
@@ -115,7 +73,7 @@ class PrefillSide:
         number = _number(request)
         if number in self._rooms:
             return [self._end(request, _abort(f"Room {number} is in use by another request. Draw a new one."), None)]
-        room = _Room(
+        room = Room(
             request=request,
             number=number,
             key=prompt_key(request.prompt, request.extra_key),
@@ -134,12 +92,12 @@ class PrefillSide:
     def leave(self, request: Request, finish: Finish, lease: Lease | None) -> None:
         number = _number(request)
         room = self._rooms.get(number)
-        refuse = Refuse(number, finish.message, finish.status)
         if room is None:
-            self._bury(refuse)
+            self._bury(Refuse(number, finish.message, finish.status))
             return
         if room.request is not request:
             return
+        refuse = Refuse(number, finish.message, finish.status, room.serial)
         room.lease = lease or room.lease
         if room.final is None:
             self._failed += 1
@@ -157,13 +115,16 @@ class PrefillSide:
             return []
         deltas: list[TokenDelta] = []
         for room in list(self._rooms.values()):
-            if room.final is None and now_ns >= room.deadline_ns:
+            if now_ns < room.deadline_ns:
+                self._remind(room)
+            elif room.final is None:
                 waited = "asked for the pages" if room.want is None else "could be served in time"
                 deltas.append(self._fail(room, f"No decode instance {waited} (room {room.number})."))
-            self._remind(room)
+            else:  # decode's patience is at an end too
+                room.released = True
+                self._settle(room)
         for early in self._unclaimed.expire(now_ns):
-            error = f"No request came for room {early.want.room}."
-            self.mail.send(early.card.instance, Refuse(early.want.room, error))
+            self._refuse(early, f"No request came for room {early.want.room}.")
         if self._unclaimed.next_ns is not None:
             self._alarm.set(self._unclaimed.next_ns)
         return deltas
@@ -174,36 +135,12 @@ class PrefillSide:
     # ---- plans
 
     def lay(self, plan_id: int, rows: Sequence[Row]) -> int:
-        laid: list[_Laid] = []
-        for row in rows:
-            request = self._roster.running[row.slot]
-            if request.bound:
-                laid += self._lay_row(self._rooms[_number(request)], row)
-        if not laid:
-            return 0
-        self._laid[plan_id] = laid
-        plan_bytes = sum(part.end - part.first for part in laid) * self._page_bytes
-        return max(1, self._layers // self._config.push_groups) if plan_bytes >= self._config.push_least_bytes else 0
-
-    def _lay_row(self, room: _Room, row: Row) -> list[_Laid]:
-        """The pages that this row completes; those that the cache has brought are pushed at once."""
-        size, end = self._roster.config.page_size, row.start + row.length
-        lease_of(room.request).lent = True
-        cached = row.start // size
-        if room.next_page < cached:
-            self._push(room, room.next_page, cached, 0, self._layers)
-            room.next_page = cached
-        whole = self._roster.memory.pages_for(end) if end == room.request.prompt_len else end // size
-        if whole <= room.next_page:
-            return []
-        first, room.next_page = room.next_page, whole
-        return [_Laid(room, first, whole)]
+        running = self._roster.running
+        bound = [(running[row.slot], row) for row in rows if running[row.slot].bound]
+        return self._pushes.lay(plan_id, [(self._rooms[_number(request)], row) for request, row in bound])
 
     def progress(self, plan_id: int, layers: int) -> None:
-        for part in self._laid.get(plan_id, ()):
-            if part.room.final is None and layers > part.layers:
-                self._push(part.room, part.first, part.end, part.layers, layers)
-                part.layers = layers
+        self._pushes.progress(plan_id, layers)
 
     def computed(self, request: Request, outcome: RowResult) -> None:
         room = self._rooms[_number(request)]
@@ -215,45 +152,19 @@ class PrefillSide:
 
     def committed(self, plan_id: int, now_ns: int) -> list[TokenDelta]:
         self._now_ns = now_ns
-        self.progress(plan_id, self._layers)
-        self._laid.pop(plan_id, None)
+        self._pushes.committed(plan_id)
         fresh, self._fresh = self._fresh, []
         return [delta for room in fresh for delta in self._land(room)]
-
-    def _push(self, room: _Room, first: int, end: int, layer: int, end_layer: int) -> None:
-        """Submit pages [first, end) of the prompt, layers [layer, end_layer): an operation for each route and for each
-        so many bytes."""
-        want, card = room.want, room.card
-        if want is None or card is None:
-            raise BugError(f"Room {room.number} pushes before anybody has asked for it.")
-        lease = room.lease or lease_of(room.request)
-        for route in room.routes:
-            most = max(1, self._config.push_most_bytes // route.page_bytes(end_layer - layer))
-            spans = route.spans(layer, end_layer)
-            for begin in range(first, end, most):
-                stop, at = min(end, begin + most), begin - want.first_page
-                op = Push(
-                    room=room.number,
-                    peer=card,
-                    source=tuple(lease.pages[begin:stop]),
-                    target=want.pages[at : at + stop - begin],
-                    spans=spans,
-                    deadline_ns=room.deadline_ns,
-                    source_rank=route.source,
-                    target_rank=route.target,
-                )
-                number = self.mail.submit(op)
-                room.pushes[number] = Pushed(room.number, room.count, at, stop - begin, spans, 0, route.target)
-                room.count += 1
-                self._room_of[number] = room
 
     # ---- what comes back
 
     def transferred(self, number: int, completion: Completion, now_ns: int) -> list[TokenDelta]:
         self._now_ns = now_ns
-        room = self._room_of.pop(number)
-        pushed = room.pushes.pop(number)
+        room, pushed = self._pushes.done(number)
         self._bytes += completion.bytes
+        lease = room.lease or room.request.lease
+        if lease is not None and not room.pushes:
+            self._roster.memory.settle(lease, self._roster.touching(room.request))
         if room.final is not None:
             self._settle(room)
             return []
@@ -264,7 +175,7 @@ class PrefillSide:
         self._send(room, pushed)
         return self._land(room)
 
-    def _land(self, room: _Room) -> list[TokenDelta]:
+    def _land(self, room: Room) -> list[TokenDelta]:
         """If everything is computed and sent, say so to both sides."""
         outcome = room.outcome
         if outcome is None or room.pushes or room.final is not None:
@@ -279,6 +190,7 @@ class PrefillSide:
             output=outcome.output,
             ended=outcome.ended,
             cached_tokens=request.cached_tokens,
+            serial=room.serial,
         )
         self._moved += 1
         self._moving_ns += self._now_ns - room.computed_ns
@@ -299,24 +211,31 @@ class PrefillSide:
 
     def _wanted(self, card: KvCard, want: Want) -> list[TokenDelta]:
         room = self._rooms.get(want.room)
-        if room is None:
-            refusal = self._unclaimed.refusal(want.room)
-            if refusal is None:
-                self._unclaimed.note(want.room, EarlyWant(card, want, self._now_ns), self._now_ns)
-                self._alarm.set(self._now_ns + self._config.patience_ns)
-            self.mail.send(card.instance, refusal or Noted(want.room))
-            return []
-        if room.card is None:
+        if self._past.covers(card.instance, want.room, want.serial):
+            self._refuse(EarlyWant(card, want, self._now_ns), f"Room {want.room} has been released.")
+        elif room is None:
+            self._keep(card, want)
+        elif room.card is None:
             return self._match(room, card, want, self._now_ns)
-        if room.card.instance != card.instance:
-            self.mail.send(card.instance, Refuse(want.room, f"Room {want.room} is in use by another pair."))
+        elif room.card.instance != card.instance or room.serial != want.serial:
+            self._refuse(EarlyWant(card, want, self._now_ns), f"Room {want.room} is in use by another pair.")
         elif room.final is None:
-            self._send(room, Noted(room.number))
+            self._send(room, Noted(room.number, room.serial))
         else:
             self._remind(room, due=True)
         return []
 
-    def _match(self, room: _Room, card: KvCard, want: Want, heard_ns: int) -> list[TokenDelta]:
+    def _keep(self, card: KvCard, want: Want) -> None:
+        """A Want without a request: it may come, or have ended already."""
+        early = EarlyWant(card, want, self._now_ns)
+        end = self._unclaimed.end(want.room)
+        if end is not None:
+            self._refuse(early, end.error, end.status)
+            return
+        self._note(want.room, early)
+        self.mail.send(card.instance, Noted(want.room, want.serial))
+
+    def _match(self, room: Room, card: KvCard, want: Want, heard_ns: int) -> list[TokenDelta]:
         """Request and Want are both there."""
         request = room.request
         room.card, room.want = card, want
@@ -327,14 +246,14 @@ class PrefillSide:
         room.next_page = want.first_page
         room.deadline_ns = heard_ns + want.patience_ms * _NS_PER_MS
         self._alarm.set(room.deadline_ns)
-        self._send(room, Noted(room.number))
+        self._send(room, Noted(room.number, room.serial))
         self._paired += 1
         self._pairing_ns += self._now_ns - room.entered_ns
         request.state, request.bound = State.WAITING, True
         self._roster.waiting.append(request)
         return []
 
-    def _misfit(self, room: _Room, want: Want) -> str:
+    def _misfit(self, room: Room, want: Want) -> str:
         """Why this Want cannot be served; empty when it can."""
         if want.prompt_len != room.request.prompt_len or want.key != room.key:
             return f"Two different requests were sent under room {room.number}. Draw a new room for each."
@@ -349,23 +268,22 @@ class PrefillSide:
         return layout.mismatch(self._regions, card.regions)
 
     def _released(self, card: KvCard, release: Release) -> list[TokenDelta]:
+        again = self._past.covers(card.instance, release.room, release.serial)
+        self._past.note(card.instance, release.room, release.serial)
         room = self._rooms.get(release.room)
-        if room is None:
-            if release.error:
-                self._unclaimed.note(release.room, release.error, self._now_ns)
-                self._alarm.set(self._now_ns + self._config.patience_ns)
-            self.mail.send(card.instance, Drained(release.room))
-            return []
-        if room.card is None:  # decode gives up before it has asked for anything
-            self.mail.send(card.instance, Drained(release.room))
-            return [self._fail(room, release.error)] if release.error else []
-        if room.card.instance != card.instance:
-            self.mail.send(card.instance, Drained(release.room))
-            return []
-        room.released = True
-        if room.final is None:
-            return [self._fail(room, release.error or "The decode instance wants nothing more.")]
-        self._settle(room)
+        if room is not None and room.card is not None:
+            if room.card.instance == card.instance and room.serial == release.serial:
+                room.released = True
+                if room.final is None:
+                    return [self._fail(room, release.error or "The decode instance wants nothing more.")]
+                self._settle(room)
+                return []
+        elif release.error and not again:  # decode gives up before it has asked for anything, or its Want is heard
+            if room is not None:
+                self.mail.send(card.instance, Drained(release.room, release.serial))
+                return [self._fail(room, release.error)]
+            self._note(release.room, release.error)
+        self.mail.send(card.instance, Drained(release.room, release.serial))
         return []
 
     def _lost(self, instance: str, *, gone: bool) -> list[TokenDelta]:
@@ -383,23 +301,19 @@ class PrefillSide:
 
     # ---- how a room ends
 
-    def _fail(self, room: _Room, error: str) -> TokenDelta:
+    def _fail(self, room: Room, error: str) -> TokenDelta:
         """End the request; `leave` does the rest."""
         return self._end(room.request, _abort(error), None)
 
-    def _conclude(self, room: _Room, final: Landed | Refuse) -> None:
+    def _conclude(self, room: Room, final: Landed | Refuse) -> None:
         room.final = final
         self._remind(room, due=True)
 
-    def _remind(self, room: _Room, *, due: bool = False) -> None:
-        """Say the last word again when it is time, and forget the room when its time is up."""
+    def _remind(self, room: Room, *, due: bool = False) -> None:
+        """Say the last word again when it is time, and with it what came before."""
+        if self._now_ns < room.deadline_ns:
+            self._alarm.set(room.deadline_ns)
         if room.final is None or room.released:
-            if room.final is None:
-                self._alarm.set(room.deadline_ns)
-            return
-        if self._now_ns >= room.deadline_ns:
-            room.released = True
-            self._settle(room)
             return
         if due or self._now_ns >= room.repeat_ns:
             if room.repeat_ns and isinstance(room.final, Landed):
@@ -409,26 +323,36 @@ class PrefillSide:
             room.repeat_ns = self._now_ns + self._config.repeat_ns
         self._alarm.set(room.repeat_ns)
 
-    def _settle(self, room: _Room) -> None:
-        """Close the lease of a room whose request has ended once no push reads it; forget it if decode has."""
+    def _settle(self, room: Room) -> None:
+        """Once no push reads the pages of a request that has ended they are let go; the room is forgotten if decode
+        has nothing to say of it any more."""
         if room.pushes or room.final is None:
             return
         if room.lease is not None:
             self._roster.memory.close(room.lease, self._roster.touching(room.request))
             room.lease = None
         if room.released:
-            self._send(room, Drained(room.number))
+            self._send(room, Drained(room.number, room.serial))
             del self._rooms[room.number]
 
     def _bury(self, refuse: Refuse) -> None:
         """The request has ended before its Want came, or could be matched."""
         early = self._unclaimed.early(refuse.room)
         if early is not None:
-            self.mail.send(early.card.instance, refuse)
-        self._unclaimed.note(refuse.room, refuse, self._now_ns)
+            self._refuse(early, refuse.error, refuse.status)
+        self._note(refuse.room, refuse)
+
+    def _note(self, number: int, body: EarlyWant | Refuse | str) -> None:
+        dropped = self._unclaimed.note(number, body, self._now_ns)
+        if dropped is not None:
+            self._refuse(dropped, "Too many requests wait for their other half.")
         self._alarm.set(self._now_ns + self._config.patience_ns)
 
-    def _send(self, room: _Room, body: PairMessage) -> None:
+    def _refuse(self, early: EarlyWant, error: str, status: int = 503) -> None:
+        """Answer a Want that no room takes up."""
+        self.mail.send(early.card.instance, Refuse(early.want.room, error, status, early.want.serial))
+
+    def _send(self, room: Room, body: PairMessage) -> None:
         if room.card is not None:
             self.mail.send(room.card.instance, body)
 
@@ -451,7 +375,7 @@ class PrefillSide:
         return PairStats(
             num_pairing=sum(room.card is None for room in rooms),
             num_moving=sum(room.lease is not None for room in rooms),
-            num_transfers=len(self._room_of),
+            num_transfers=len(self._pushes),
             total_paired=self._paired,
             total_pairing_ns=self._pairing_ns,
             total_moved=self._moved,

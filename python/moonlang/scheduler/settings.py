@@ -26,8 +26,9 @@ class PairingConfig:
     patience_ns: int = 120_000 * _NS_PER_MS
     repeat_ns: int = 200 * _NS_PER_MS  # until an unanswered message is said again
     most_early: int = 4096  # Wants kept whose request has not come yet, and rooms known to have failed
-    push_groups: int = 4  # a plan's pages leave in so many groups of layers ...
-    push_least_bytes: int = 4 << 20  # ... if they have so many bytes in all
+    push_groups: int = 8  # a plan's pages leave in so many groups of layers ...
+    push_span_bytes: int = 64 << 10  # ... or in fewer, so that what leaves of a page has so many bytes at least ...
+    push_least_bytes: int = 4 << 20  # ... if there is so much to send of the plan in all
     push_most_bytes: int = 64 << 20  # in one operation
     verify: bool = True
     fallback: bool = False

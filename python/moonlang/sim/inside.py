@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from moonlang.core.lease import Lease
 from moonlang.core.request import Request
 from moonlang.mem_cache.none import NoCache
 from moonlang.mem_cache.pool import PagePool
 from moonlang.mem_cache.radix import RadixCache
+from moonlang.scheduler.decode_side import DecodeSide
 from moonlang.scheduler.scheduler import Scheduler
 
 
@@ -47,6 +49,15 @@ def leases(scheduler: Scheduler) -> list[Lease]:
     roster = scheduler._roster
     held = [request.lease for request in (*roster.running.values(), *roster.arriving.values())]
     return [lease for lease in held if lease is not None] + scheduler.peers.leases
+
+
+def waits_for(scheduler: Scheduler, instance: str) -> bool:
+    """Whether a decode instance expects anything but the end of a room from this peer."""
+    pairing = scheduler.config.pairing
+    if pairing is None or pairing.mode != "decode":
+        return False
+    rooms = cast(DecodeSide, scheduler.peers)._rooms.values()
+    return any(room.card is not None and room.card.instance == instance for room in rooms)
 
 
 def num_grammar(scheduler: Scheduler) -> int:

@@ -99,6 +99,12 @@ def test_memory_that_is_not_there_is_an_error(peer: Peer) -> None:
         write(ProcessMemory(peer.handle, TAG), ctypes.addressof(data), 4096, [(0, 0, 8)])
 
 
+@pytest.mark.parametrize("handle", ["", "1", "a:b", "1:2:3"])
+def test_what_is_no_handle_is_a_peer_error(handle: str) -> None:
+    with pytest.raises(PeerError, match="no handle"):
+        ProcessMemory(handle, TAG)
+
+
 def test_a_tag_has_its_size() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         Doorplate(b"short")

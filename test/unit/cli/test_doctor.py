@@ -5,10 +5,11 @@ import socket
 
 import pytest
 
-from moonlang.cli import doctor, host_checks, model_checks
+from moonlang.cli import doctor, host_checks, model_checks, mooncake_checks
 from moonlang.cli.check import Check
 from moonlang.config import alias
 from moonlang.config.server_args import ServerArgs
+from moonlang.mooncake.probe import Finding
 
 
 def test_every_problem_has_a_fix(tmp_path):
@@ -73,3 +74,21 @@ def test_an_incomplete_model(tmp_path):
     (check,) = model_checks.run(ServerArgs.create(model_path=tmp_path))
     assert (check.name, check.status) == ("model", "failed")
     assert "config.json" in check.text
+
+
+@pytest.mark.parametrize(
+    ("found", "pair", "alone"),
+    [
+        (Finding(name="mooncake", status="ok", text="there"), "ok", "ok"),
+        (Finding(name="mooncake", status="warning", text="missing", fix="Install it."), "failed", "warning"),
+        (Finding(name="mooncake setup", status="failed", text="no card", fix="Use tcp."), "failed", "warning"),
+    ],
+)
+def test_mooncake_must_work_only_where_it_is_used(monkeypatch, found, pair, alone):
+    monkeypatch.setattr(mooncake_checks, "probe", lambda *_, **__: [found])
+    (check,) = mooncake_checks.run(ServerArgs(disaggregation_mode="prefill"))
+    assert (check.status, check.fix) == (pair, found.fix)
+    (check,) = mooncake_checks.run(ServerArgs())
+    assert check.status == alone
+    (check,) = mooncake_checks.run(ServerArgs(disaggregation_mode="decode", disaggregation_transfer_backend="local"))
+    assert check.status == alone

@@ -172,6 +172,32 @@ def test_the_end_of_an_instance_is_noticed_at_once(bootstrap: Bootstrap, station
     assert clock.monotonic_ns() - before_ns < clock.NS_PER_S
 
 
+def test_rooms_of_a_lost_decode_instance_are_released(bootstrap: Bootstrap, stations: contextlib.ExitStack) -> None:
+    """Those it was told of and has not asked for: without a Want nobody else knows whose they are."""
+    p, d = joined(bootstrap, stations)
+    seek(d, bootstrap, 2)
+    p.link.claim(2)
+    d.wait_for(Linked)
+    d.link.send("p1", Want(1, 5, b"key", 0, (), 1000))
+    p.wait_for(Heard)
+    d.close()
+    released = p.wait_for(Heard).body
+    assert isinstance(released, Release)
+    assert released.room == 2
+    assert released.error
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_passed_on(
+    bootstrap: Bootstrap, stations: contextlib.ExitStack
+) -> None:
+    """So that the brain can tell the other half."""
+    p, d = joined(bootstrap, stations)
+    seek(d, bootstrap, 4, 200 * clock.NS_PER_MS)
+    d.wait_for(Unreachable, 3)
+    p.link.claim(4)
+    assert d.wait_for(Linked).room == 4
+
+
 def test_garbage_closes_the_connection_and_nothing_else(bootstrap: Bootstrap, stations: contextlib.ExitStack) -> None:
     p, d = joined(bootstrap, stations)
     for garbage in (b"\xff" * 64, b"\x05\0\0\0hello", b"GET / HTTP/1.1\r\n\r\n", frames.encode(Release(1))):

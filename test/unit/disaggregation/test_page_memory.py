@@ -7,6 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
+from moonlang.base.checksum import Checksum
 from moonlang.core.kv import KvRegion, KvSchema
 from moonlang.core.pairing import KvCard, Push, Span
 from moonlang.disaggregation import page_memory
@@ -56,10 +57,12 @@ def test_bytes_arrive(source: tuple[int, ...], target: tuple[int, ...], spans: t
             wanted.bytes[goal, span.target : span.target + span.size] = part
     found = page_memory.cut(page_memory.runs(push(source, target, *spans), here.region, there.region), most)
     assert found.sizes.max() <= most
-    sent = page_memory.checksum(here.region, source, spans, landed=False)
+    sent = Checksum()
+    for address, size in zip(found.source.tolist(), found.sizes.tolist(), strict=True):
+        sent.add_memory(address, size)
     carry_out(found)
     assert (there.bytes == wanted.bytes).all()
-    assert page_memory.checksum(there.region, target, spans, landed=True) == sent
+    assert page_memory.checksum(there.region, target, spans) == sent.value()
 
 
 def test_neighbours_are_joined() -> None:
@@ -70,6 +73,6 @@ def test_neighbours_are_joined() -> None:
 
 def test_a_changed_byte_changes_the_checksum() -> None:
     pool = Pool(1)
-    before = page_memory.checksum(pool.region, (1, 3), SPLIT, landed=True)
+    before = page_memory.checksum(pool.region, (1, 3), SPLIT)
     pool.bytes[3, HALF + 70] ^= 1
-    assert page_memory.checksum(pool.region, (1, 3), SPLIT, landed=True) != before
+    assert page_memory.checksum(pool.region, (1, 3), SPLIT) != before

@@ -26,7 +26,7 @@ def test_random_operations_agree_with_the_reference(seed: int) -> None:
         return [page for page, who in owner.items() if who == by]
 
     for _ in range(300):
-        action = rng.choice(("take", "take", "adopt", "release", "retire", "complete"))
+        action = rng.choice(("take", "take", "adopt", "release", "quarantine", "retire", "complete"))
         if action == "take":
             pages = pool.take(rng.randrange(pool.free + 1))
             assert len(set(pages)) == len(pages)
@@ -37,10 +37,14 @@ def test_random_operations_agree_with_the_reference(seed: int) -> None:
             pool.adopt(pages)
             owner.update(dict.fromkeys(pages, Owner.CACHED))
         elif action == "release":
-            who = rng.choice((Owner.LEASED, Owner.CACHED))
+            who = rng.choice((Owner.LEASED, Owner.CACHED, Owner.QUARANTINED))
             pages = some(rng, owned(who))
             pool.release(pages, who)
             owner.update(dict.fromkeys(pages, Owner.FREE))
+        elif action == "quarantine":
+            pages = some(rng, owned(Owner.LEASED))
+            pool.quarantine(pages)
+            owner.update(dict.fromkeys(pages, Owner.QUARANTINED))
         elif action == "retire":
             pages = some(rng, owned(Owner.LEASED))
             waits_for = plan + rng.randrange(3)

@@ -199,6 +199,17 @@ def test_stopping_waits_for_what_flies(network: FakeNetwork, prefill: Side, deco
     assert len(network.written) == 4
 
 
+def test_writes_that_never_end_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, network: FakeNetwork, prefill: Side, decode: Side
+) -> None:
+    peer = decode.peer()
+    write(prefill, decode, peer=peer)
+    network.stopped.add(peer.name)
+    monkeypatch.setattr(engine_module, "STALL_NS", 20 * NS_PER_MS)
+    with pytest.raises(PeerError, match="lost 8 writes"):
+        write(prefill, decode, peer=peer)
+
+
 def test_memory_that_is_not_registered_is_refused(prefill: Side, decode: Side) -> None:
     stranger = ctypes.create_string_buffer(8)
     where = np.array([ctypes.addressof(stranger)], np.uint64)

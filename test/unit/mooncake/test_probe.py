@@ -21,6 +21,19 @@ def test_cards_are_the_entries_of_the_folder(tmp_path: Path) -> None:
     assert probe.hardware(tmp_path / "none").infiniband == ()
 
 
+def test_a_server_on_all_addresses_has_one_that_others_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe.reachable("10.1.2.3") == "10.1.2.3"
+    with socket.socket() as own:
+        own.bind((probe.reachable("0.0.0.0"), 0))  # it is one of this machine
+
+    class NoNetwork(socket.socket):
+        def connect(self, address: object) -> None:
+            raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(probe.socket, "socket", NoNetwork)
+    assert probe.reachable("0.0.0.0") == "127.0.0.1"
+
+
 def test_a_missing_wheel_is_one_line_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lib, "version", lambda: "")
     (finding,) = probe.probe({})

@@ -70,7 +70,7 @@ class ChatRoutes:
             rid=rid,
         )
         key = prompts.cache_key(body.cache_salt, body.extra_key)
-        rooms = pairing.rooms(self._client.args, body, 1)
+        rooms = pairing.rooms(self._client.args, body)
         common = Common(stream=bool(body.stream), priority=body.priority, extra_key=key, rooms=rooms)
         return prompts.expand(self._client, [asked], common)
 

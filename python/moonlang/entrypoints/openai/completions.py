@@ -71,7 +71,7 @@ class CompletionRoutes:
             name = rid if len(texts) == 1 else f"{rid}_{index}"
             asked.append(Prompt(ids=ids, sampling=sampling, defaults=self._defaults, logprob=logprob, rid=name))
         key = prompts.cache_key(body.cache_salt, body.extra_key)
-        rooms = pairing.rooms(self._client.args, body, len(asked))
+        rooms = pairing.rooms(self._client.args, body)
         common = Common(stream=bool(body.stream), priority=body.priority, extra_key=key, rooms=rooms)
         messages = prompts.expand(self._client, asked, common)
         samples = len(messages) // len(asked)

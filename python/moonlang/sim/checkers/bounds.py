@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from moonlang.core.plan import StepPlan
-from moonlang.core.request import Request
-from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim import inside
 from moonlang.sim.checkers.watch import Watch, comes_complete
 from moonlang.sim.stage import Stage
@@ -53,12 +51,8 @@ class Bounds(Watch[Stage]):
         slots = [request.slot for request in running]
         if len(dict.fromkeys(slots)) != len(slots) or not all(0 <= slot < config.max_running for slot in slots):
             raise Violation(_NAME, f"slots {slots} are taken, {config.max_running} exist")
-        queued = [r for r in inside.waiting(scheduler) if r.retractions == 0 and not _is_left_alone(r, config)]
-        fresh = len(queued) + inside.num_grammar(scheduler)
-        if config.max_queued is not None and fresh > config.max_queued:
+        fresh = sum(r.retractions == 0 for r in inside.waiting(scheduler)) + inside.num_grammar(scheduler)
+        # On a decode instance requests whose other half has failed are queued too, long after they were accepted.
+        falls_back = config.pairing is not None and config.pairing.fallback
+        if config.max_queued is not None and fresh > config.max_queued and not falls_back:
             raise Violation(_NAME, f"{fresh} requests wait, {config.max_queued} may")
-
-
-def _is_left_alone(request: Request, config: SchedulerConfig) -> bool:
-    """Whether the request has been at work on a decode instance and waits because its other half has failed."""
-    return request.peer is not None and config.pairing is not None and config.pairing.mode == "decode"

@@ -42,7 +42,7 @@ class Net(Protocol):
 @dataclass(slots=True)
 class Attempt:
     """One pair at work on a request. prompt: log probabilities from the prefill half; last: the end of the answer,
-    which waits for them."""
+    which waits for them; arrival_ns: when each half reaches its instance."""
 
     rid: str
     room: int
@@ -50,6 +50,7 @@ class Attempt:
     client: Client
     prefill: Server
     decode: Server
+    arrival_ns: dict[str, int] = field(default_factory=dict)
     over: bool = False
     prefilled: bool = False
     prompt: list[TokenLogprob] = field(default_factory=list)
@@ -126,14 +127,15 @@ class Router:
         late = self._rng.choice((prefill, decode))
         for server in (prefill, decode):
             delay_ns = self._net.latency_ns() + (self._rng.randint(0, self._spec.late_ns) if server is late else 0)
-            self._after(delay_ns, lambda s=server: self._send(attempt, s))
+            attempt.arrival_ns[server.instance] = self._agenda.now_ns + delay_ns
+            self._after(delay_ns, lambda s=server: self._arrive(attempt, s))
 
-    def _send(self, attempt: Attempt, server: Server) -> None:
+    def _arrive(self, attempt: Attempt, server: Server) -> None:
+        """One half of the request, which may have been given up meanwhile, has reached its server."""
         script, client = attempt.client.script, attempt.client
-        if attempt.over:
-            return
         if server.process.dead:
-            self._half_broken(attempt, server)
+            if not attempt.over:
+                self._half_broken(attempt, server)
             return
         if script.stop_at_tokens is not None:
             server.stop_at[attempt.rid] = script.stop_at_tokens
@@ -202,7 +204,8 @@ class Router:
         """Close the connections to both halves."""
         attempt.over = True
         for server in (attempt.prefill, attempt.decode):
-            delay_ns = self._net.latency_ns()
+            sent_ns = max(self._agenda.now_ns, attempt.arrival_ns[server.instance])
+            delay_ns = sent_ns - self._agenda.now_ns + self._net.latency_ns()
             self._after(delay_ns, lambda s=server: s.process.after(0, lambda: s.abort(attempt.rid)))
 
     def _end(self, attempt: Attempt) -> None:

@@ -86,14 +86,16 @@ class PdCase:
         return [script.index for script in self.scripts] + [fault.index for fault in self.faults]
 
     @property
-    def is_troubled(self) -> bool:
-        """Whether something can happen for which a client may have to try again."""
-        net, transfer = self.net, self.transfer
-        flaws = (net.lost, net.repeated, transfer.failed, transfer.delayed, transfer.corrupt)
+    def is_unreliable(self) -> bool:
+        """Whether any request may fail so that it has to be sent again, faults of servers and connections apart."""
         bounded = any(site.config.max_queued is not None for site in self.sites)
         weights = dict.fromkeys(site.pairing.card.regions[0].schema.fingerprint for site in self.sites)
-        few = any(site.pairing.most_early < len(self.scripts) for site in self.sites)
-        return bool(self.faults) or any(flaws) or bounded or few or len(weights) > 1
+        return self.transfer.failed > 0 or self.transfer.corrupt > 0 or bounded or self.forgets or len(weights) > 1
+
+    @property
+    def forgets(self) -> bool:
+        """Whether a prefill instance may have to forget what it has heard of requests that have not come."""
+        return any(site.pairing.most_early < len(self.scripts) for site in self.sites)
 
     @property
     def settings(self) -> dict[str, SchedulerConfig]:
@@ -142,7 +144,7 @@ def draw(seed: int) -> PdCase:
         router=RouterSpec(
             retries=rng.choice((0, 0, 1, 3)),
             cancels=rng.random() < 0.5,
-            late_ns=rng.choice((0, NS_PER_MS, 50 * NS_PER_MS)),
+            late_ns=rng.choice((0, 1, 50, 300)) * NS_PER_MS,
         ),
         plan_ns=rng.choice((200_000, NS_PER_MS, 5 * NS_PER_MS)),
         token_ns=rng.choice((0, 5_000, 50_000)),
@@ -166,7 +168,7 @@ def _draw_sites(rng: random.Random, base: SchedulerConfig, schema: KvSchema, *, 
             draw_config(rng),
             page_size=base.page_size,
             context_length=base.context_length,
-            num_pages=2 + int(pages * rng.choice((1.0, 1.3, 1.3, 2.0, 4.0, 20.0))),
+            num_pages=2 + int(pages * rng.choice((1.0, 1.1, 1.3, 1.6, 2.0, 4.0, 20.0))),
             reserved_tokens=rng.choice((0, 0, 16)),
         )
         fingerprint = _OTHER_FINGERPRINT if rng.random() < 0.02 else _FINGERPRINT
@@ -174,7 +176,7 @@ def _draw_sites(rng: random.Random, base: SchedulerConfig, schema: KvSchema, *, 
             mode=role,
             card=_card(name, msgspec.structs.replace(schema, fingerprint=fingerprint), ranks[role], config.num_pages),
             patience_ns=patience_ns,
-            most_early=rng.choice((4096, 4096, 2)),
+            most_early=rng.choice((4096, 4096, 4096, 4096, 2)),
             push_groups=rng.choice((1, 2, 4)),
             push_least_bytes=rng.choice((0, 0, 100, 1 << 20)),
             push_most_bytes=rng.choice((1, 64, 1 << 20)),

@@ -19,7 +19,6 @@ from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim.agenda import Agenda
 from moonlang.sim.chain import ChainModel
-from moonlang.sim.checkers.delivery import Audience
 from moonlang.sim.client import Client
 from moonlang.sim.pd.network import Network
 from moonlang.sim.pd.router import PORT, RETRYABLE, Router
@@ -44,6 +43,7 @@ class PairChecker(Protocol):
     def on_heard(self, world: PdWorld, server: Server, event: PairEvent, /) -> None: ...
     def on_written(self, world: PdWorld, server: Server, target: Server, room: int, page: int, /) -> None: ...
     def on_plan(self, world: PdWorld, server: Server, plan: StepPlan, /) -> None: ...
+    def on_step(self, world: PdWorld, server: Server, /) -> None: ...
     def at_end(self, world: PdWorld, /) -> None: ...
 
 
@@ -53,7 +53,7 @@ class Watchers:
 
     server: Callable[[], Sequence[Checker[Stage]]] = tuple
     pairs: Sequence[PairChecker] = ()
-    clients: Sequence[Checker[Audience]] = ()
+    clients: Sequence[Checker[PdWorld]] = ()
 
 
 class PdWorld:
@@ -81,7 +81,8 @@ class PdWorld:
         self._sites = {site.name: site for site in case.sites}
         self._at_site: dict[str, Server] = {}
         self._followers: dict[int, list[Script]] = {}
-        self._last_trouble_ns = 0
+        self._struck: dict[str, None] = {}  # sites that something has happened to
+        self.calm_ns = 0  # since when nothing is in the way any more
         for site in case.sites:
             self._start(site, 0)
         for script in case.scripts:
@@ -112,7 +113,7 @@ class PdWorld:
     def excuse(self, client: Client, finish: Finish) -> bool:
         """Whether there has been cause for this end of a request."""
         if finish.status == RETRYABLE:
-            return self.case.is_troubled
+            return self._is_struck(client)
         return client.excuses(finish, now_ns=self.now_ns, longest=self.longest)
 
     @property
@@ -165,6 +166,10 @@ class PdWorld:
         self._digest.update(msgspec.msgpack.encode(plan))
         for checker in self._watchers.pairs:
             checker.on_plan(self, server, plan)
+
+    def stepped(self, server: Server) -> None:
+        for checker in self._watchers.pairs:
+            checker.on_step(self, server)
 
     def answered(self, server: Server, delta: TokenDelta) -> None:
         self.tell(server.instance, "answers", delta)
@@ -219,6 +224,18 @@ class PdWorld:
 
     # ---- what goes wrong
 
+    def _is_struck(self, client: Client) -> bool:
+        """Whether something has happened to this client's request for which it may have to be sent again."""
+        case, script = self.case, client.script
+        if case.is_unreliable:
+            return True
+        if script.timeout_ms and self.now_ns >= client.sent_ns + script.timeout_ms * NS_PER_MS * 4 // 5:
+            return True  # the other half has given up a moment before
+        tried = [a for a in self.router.attempts.values() if a.client is client]
+        alone = all(attempt.decode.site.pairing.fallback for attempt in tried) and not case.router.cancels
+        halves = [(a.decode,) if alone else (a.decode, a.prefill) for a in tried]
+        return not tried or any(server.site.name in self._struck for pair in halves for server in pair)
+
     def _start(self, site: Site, generation: int) -> None:
         server = Server(
             self,
@@ -239,6 +256,8 @@ class PdWorld:
         if server is None:
             return
         self.tell(fault)
+        self._struck.update(dict.fromkeys((fault.site, fault.peer)))
+        self.calm_ns = max(self.calm_ns, self.now_ns + fault.duration_ns)
         match fault.kind:
             case "kill":
                 self._kill(server, fault.duration_ns)

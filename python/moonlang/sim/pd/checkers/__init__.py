@@ -9,7 +9,9 @@ from moonlang.sim.checkers.pages import Pages
 from moonlang.sim.checkers.radix import Radix
 from moonlang.sim.pd.checkers.grants import Grants
 from moonlang.sim.pd.checkers.keys import Keys
+from moonlang.sim.pd.checkers.partings import Partings
 from moonlang.sim.pd.checkers.progress import Progress
+from moonlang.sim.pd.checkers.waits import Waits
 from moonlang.sim.pd.checkers.weights import Weights
 from moonlang.sim.pd.world import Watchers
 from moonlang.sim.stage import Checker, Stage
@@ -17,7 +19,7 @@ from moonlang.sim.stage import Checker, Stage
 
 def fresh() -> Watchers:
     """All checkers, without memory of another run."""
-    return Watchers(server=_server, pairs=(Grants(), Keys(), Weights()), clients=(Delivery(),))
+    return Watchers(server=_server, pairs=(Grants(), Keys(), Weights(), Partings()), clients=(Delivery(), Waits()))
 
 
 def _server() -> list[Checker[Stage]]:

@@ -93,7 +93,7 @@ class Grants(PairWatch):
     def at_end(self, world: PdWorld) -> None:
         living = {server.instance for server in world.living()}
         for (instance, room), grant in self._grants.items():
-            if not grant.closed and instance in living:
+            if grant.pages and not grant.closed and instance in living:
                 raise Violation(_NAME, f"{instance} has not heard the end of room {room}")
 
     def _note(self, server: Server, grant: _Grant, body: PairMessage) -> None:

@@ -23,5 +23,8 @@ class PairWatch:
     def on_plan(self, world: PdWorld, server: Server, plan: StepPlan, /) -> None:
         return None
 
+    def on_step(self, world: PdWorld, server: Server, /) -> None:
+        return None
+
     def at_end(self, world: PdWorld, /) -> None:
         return None
