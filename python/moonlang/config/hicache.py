@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 WRITE_POLICIES = ("write_through", "write_through_selective", "write_back")
 PREFETCH_POLICIES = ("timeout", "best_effort", "wait_complete")
 STORAGE_BACKENDS = ("file", "mooncake", "dynamic", "memory", "null")
-# Pages have one layout here, page first, in every tier; the others are taken as a wish for the same bytes.
-LAYOUTS = ("page_first", "page_first_direct", "page_first_kv_split", "page_head", "layer_first")
-IO_BACKENDS = ("kernel", "direct")
 DEFAULT_RATIO = 2.0
 
 _FLAG = "--hicache-storage-backend-extra-config"

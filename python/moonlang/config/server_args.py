@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from moonlang.config.flag import Flag
-from moonlang.config.hicache import IO_BACKENDS, LAYOUTS, PREFETCH_POLICIES, STORAGE_BACKENDS, WRITE_POLICIES
+from moonlang.config.hicache import PREFETCH_POLICIES, STORAGE_BACKENDS, WRITE_POLICIES
 
 if TYPE_CHECKING:
     from moonlang.config.model_config import ModelConfig
@@ -122,8 +122,6 @@ class ServerArgs:
     hicache_size: Annotated[int, Flag("Host pool in GB, before the ratio", low=0)] = 0
     hicache_host_memory_fraction: Annotated[float, Flag("Most of the spare memory for it", low=0, high=1)] = 0.8
     hicache_write_policy: Annotated[str, Flag("When pages go down", WRITE_POLICIES)] = "write_through"
-    hicache_io_backend: Annotated[str, Flag("How pages are copied", IO_BACKENDS)] = "kernel"
-    hicache_mem_layout: Annotated[str, Flag("Layout of the host pool: always page first", LAYOUTS)] = "page_first"
     hicache_storage_backend: Annotated[str | None, Flag("Store that servers share", STORAGE_BACKENDS)] = None
     hicache_storage_prefetch_policy: Annotated[str, Flag("When loading stops", PREFETCH_POLICIES)] = "timeout"
     hicache_storage_backend_extra_config: Annotated[str | None, Flag("JSON, or @file, for the storage")] = None
