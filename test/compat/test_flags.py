@@ -40,6 +40,7 @@ OWN_CHOICES = {
     "--attention-backend": {"cpu"},
     "--disaggregation-transfer-backend": {"local"},
     "--kv-cache-dtype": {"int8"},
+    "--hicache-storage-backend": {"memory", "null"},
 }
 OWN_DEFAULTS = {"--disaggregation-enable-kv-checksum": True}  # pages that travel are checked unless that is turned off
 
@@ -219,6 +220,9 @@ ACCEPTED = [
     "--model-path Q --disaggregation-mode decode --port 30001 --base-gpu-id 0 --host 192.168.0.137 "
     "--disaggregation-transfer-backend mooncake_tcp --num-reserved-decode-tokens 128",
     "--disaggregation-mode decode --no-disaggregation-enable-kv-checksum --disaggregation-decode-fallback",
+    "--enable-hierarchical-cache --hicache-storage-backend mooncake --model-path M",
+    "--enable-hierarchical-cache --hicache-storage-backend mooncake --model-path M "
+    '--hicache-storage-backend-extra-config \'{"master_server_address": "127.0.0.1:50051", "protocol": "rdma"}\'',
     "--load-format dummy --tp 1 --dp 1 --enable-dp-attention --cuda-graph-max-bs 8 --disable-cuda-graph",
     "--attention-backend torch_native --sampling-backend pytorch --grammar-backend xgrammar --device cpu",
 ]
@@ -227,9 +231,6 @@ REFUSED = {
     "--model-path M --disaggregation-mode prefill --enable-pdmux": "two servers",
     "--model-path Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4 --disaggregation-mode decode --port 30001 --base-gpu-id 2 "
     "--host 192.168.0.137 --tp-size 2": "one server per device",
-    "--enable-hierarchical-cache --hicache-storage-backend mooncake --model-path M": "--max-total-tokens",
-    "--enable-hierarchical-cache --hicache-storage-backend mooncake --model-path M "
-    '--hicache-storage-backend-extra-config \'{"protocol": "rdma"}\'': "hierarchical cache",
     "--model-path deepseek-ai/DeepSeek-V3 --moe-a2a-backend mooncake --mooncake-ib-device mlx5_0": "dense model",
 }
 

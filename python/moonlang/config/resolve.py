@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moonlang.base.errors import ConfigError
+from moonlang.config import hicache
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.model_source import EMBEDDED_NAME
 from moonlang.config.server_args import ServerArgs
@@ -131,6 +132,7 @@ def _sizes(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> list[
 
 
 def _check(args: ServerArgs, model: ModelConfig, page: int) -> None:
+    hicache.check(args)
     chunk = args.chunked_prefill_size
     if chunk is not None and chunk > 0 and chunk % page:
         near = max(page, chunk // page * page)

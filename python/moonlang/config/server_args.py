@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from moonlang.config.flag import Flag
+from moonlang.config.hicache import PREFETCH_POLICIES, STORAGE_BACKENDS, WRITE_POLICIES
 
 if TYPE_CHECKING:
     from moonlang.config.model_config import ModelConfig
@@ -115,6 +116,16 @@ class ServerArgs:
     disaggregation_decode_fallback: Annotated[bool, Flag("Decode prefills by itself when its peer fails")] = False
     disaggregation_timeout_s: Annotated[float, Flag("Longest wait for the other half", low=0.001)] = 120.0
 
+    # Hierarchical cache
+    enable_hierarchical_cache: Annotated[bool, Flag("KV pages in host memory and storage too")] = False
+    hicache_ratio: Annotated[float | None, Flag("Host pool over device pool; default: 2", low=0)] = None
+    hicache_size: Annotated[int, Flag("Host pool in GB, before the ratio", low=0)] = 0
+    hicache_host_memory_fraction: Annotated[float, Flag("Most of the spare memory for it", low=0, high=1)] = 0.8
+    hicache_write_policy: Annotated[str, Flag("When pages go down", WRITE_POLICIES)] = "write_through"
+    hicache_storage_backend: Annotated[str | None, Flag("Store that servers share", STORAGE_BACKENDS)] = None
+    hicache_storage_prefetch_policy: Annotated[str, Flag("When loading stops", PREFETCH_POLICIES)] = "timeout"
+    hicache_storage_backend_extra_config: Annotated[str | None, Flag("JSON, or @file, for the storage")] = None
+
     # Logs and metrics
     log_level: Annotated[str, Flag("Level of the log", LOG_LEVELS)] = "info"
     log_level_http: Annotated[str | None, Flag("Level of the HTTP log; default: --log-level", LOG_LEVELS)] = None
@@ -168,16 +179,6 @@ class ServerArgs:
     eplb_algorithm: Annotated[str, Flag("How experts are balanced")] = "auto"
     eplb_rebalance_num_iterations: Annotated[int, Flag("Steps between two rounds of balancing", low=1)] = 1000
     elastic_ep_backend: Annotated[str | None, Flag("Collectives that survive a lost rank")] = None
-    # - hierarchical cache
-    enable_hierarchical_cache: Annotated[bool, Flag("KV pages in host memory and storage too")] = False
-    hicache_ratio: Annotated[float | None, Flag("Host pool over device pool", low=0)] = None
-    hicache_size: Annotated[int, Flag("Host pool in GB", low=0)] = 0
-    hicache_write_policy: Annotated[str, Flag("When pages go to the host pool")] = "write_through"
-    hicache_io_backend: Annotated[str, Flag("How pages are copied")] = "kernel"
-    hicache_mem_layout: Annotated[str, Flag("Layout of the host pool")] = "page_first"
-    hicache_storage_backend: Annotated[str | None, Flag("Storage behind the host pool")] = None
-    hicache_storage_prefetch_policy: Annotated[str, Flag("When loading from storage stops")] = "timeout"
-    hicache_storage_backend_extra_config: Annotated[str | None, Flag("JSON, or @file, for the storage")] = None
     # - LoRA and speculative decoding
     enable_lora: Annotated[bool | None, Flag("LoRA adapters")] = None
     lora_paths: Annotated[tuple[str, ...] | None, Flag("Adapters at start: path, name=path or JSON")] = None

@@ -54,11 +54,14 @@ class StopHit(_Message, frozen=True):
     rid: str
 
 
+Verb = Literal["ping", "flush_cache", "state", "loads", "store", "attach_store", "detach_store", "clear_store"]
+
+
 class Control(_Message, frozen=True):
     """A management call, answered by one Reply with the same id."""
 
     id: int
-    verb: Literal["ping", "flush_cache", "state", "loads"]
+    verb: Verb
     args: dict[str, Any] = {}
 
 
@@ -87,13 +90,19 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StreamHead(msgspec.Struct, frozen=True, array_like=True):
-    """What detokenizer and API server must know of a request once. queue_ns: time spent waiting to be admitted."""
+    """What detokenizer and API server must know of a request once. queue_ns: time spent waiting to be admitted.
+    host_tokens, storage_tokens: of cached_tokens, what the lower tiers brought; tier_miss: why the store brought
+    nothing, "" when it did or there is none.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     stream: bool
     sampling: SamplingParams
     queue_ns: int = 0
+    host_tokens: int = 0
+    storage_tokens: int = 0
+    tier_miss: str = ""
 
 
 class TokenBatch(_Message, frozen=True):

@@ -10,6 +10,7 @@ from moonlang.core.messages import Envelope, Message
 from moonlang.core.pairing import KvCard, PairEvent, PairMessage, PeerSpec, TransferOp
 from moonlang.core.plan import StepPlan, StepResult
 from moonlang.core.sampling import GrammarSpec
+from moonlang.core.storage import HostOp, StoreOp
 from moonlang.core.ticket import Completion, Ticket
 
 Op = TypeVar("Op", contravariant=True)
@@ -86,6 +87,31 @@ class KvTransfer(Channel[TransferOp], Protocol):
 
     def register(self, regions: Sequence[KvRegion], instance: str) -> KvCard:
         """Make the pools of this process known to the backend; once, before anything is submitted."""
+        ...
+
+    def fileno(self) -> int:
+        """Readable when `poll` has something."""
+        ...
+
+
+class HostPool(Channel[HostOp], Protocol):
+    """Pages in host memory that this process does not share."""
+
+    def register(self, device: KvRegion) -> int:
+        """Make the device pool known, once, before anything is submitted; returns the number of host slots."""
+        ...
+
+    def fileno(self) -> int:
+        """Readable when `poll` has something."""
+        ...
+
+
+class KvStore(Channel[StoreOp], Protocol):
+    """Pages in a store shared by all instances of a model. Dead, slow, full or lying: then its ops fail, and quickly
+    once that is known."""
+
+    def register(self, device: KvRegion) -> None:
+        """Make the device pool known, once, before anything is submitted."""
         ...
 
     def fileno(self) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from moonlang.core.lease import Lease
+from moonlang.core.page_key import PageKeys
 from moonlang.core.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class Request:
     sent_pages: int = 0  # entries of the lease's page table that the executor already knows
     last_plan: int = -1  # id of the newest plan with a row of this request
     retractions: int = 0
+    keys: PageKeys | None = None  # names of its pages, where lower tiers want them
+    fetch: Any = None  # what the lower tiers bring up for it: of mem_cache.tiers
+    host_tokens: int = 0  # of cached_tokens, what came from the host tier ...
+    storage_tokens: int = 0  # ... and from the store
+    tier_miss: str = ""  # why the store brought nothing
     bound: bool = False  # prefill: a decode instance waits for its pages, so it is the last to be retracted
     finish: Finish | None = None
 

@@ -6,7 +6,9 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from moonlang.entrypoints.admin import MANAGEMENT, AdminRoutes
+from moonlang.entrypoints import admin, cache_routes
+from moonlang.entrypoints.admin import AdminRoutes
+from moonlang.entrypoints.cache_routes import CacheRoutes
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.gate import Gate
 from moonlang.entrypoints.health import Health
@@ -29,6 +31,7 @@ def build_app(client: EngineClient, template: ChatTemplate, health: Health) -> F
         ModelRoutes(client).router(),
         TokenRoutes(client, template).router(),
         AdminRoutes(client, health).router(),
+        CacheRoutes(client).router(),
     )
     for router in routers:
         app.include_router(router)
@@ -36,7 +39,7 @@ def build_app(client: EngineClient, template: ChatTemplate, health: Health) -> F
         Gate,
         api_key=client.args.api_key,
         admin_api_key=client.args.admin_api_key,
-        management=MANAGEMENT,
+        management=admin.MANAGEMENT | cache_routes.MANAGEMENT,
         metrics=client.metrics,
         routes=frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute)),
     )

@@ -10,13 +10,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 from moonlang.base import clock, log
 from moonlang.base.errors import PeerError, RequestError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
-from moonlang.core.messages import Abort, Control, Generate, Reply, TextBatch, TextDelta
+from moonlang.core.messages import Abort, Control, Generate, Reply, TextBatch, TextDelta, Verb
 from moonlang.core.ports import Endpoint
 from moonlang.core.request import Finish
 from moonlang.core.sampling_parse import INT64_MAX
@@ -29,7 +29,6 @@ from moonlang.text.tokenizer import Tokenizer
 _log = log.get(__name__)
 
 SCHEDULER = "scheduler"
-Verb = Literal["ping", "flush_cache", "state", "loads"]  # of core.messages.Control
 INLINE_ENCODE_CHARS = 4096  # longer prompts are tokenised on a thread, so that they hold up nobody's stream
 ENCODE_THREADS = 2
 HOPELESS_FACTOR = 4  # a prompt of so many times the characters that fit the context is not even tokenised

@@ -10,7 +10,7 @@ import msgspec
 
 from moonlang.base import clock
 from moonlang.base.errors import RequestError
-from moonlang.core.messages import Generate, TextDelta
+from moonlang.core.messages import Generate, StreamHead, TextDelta
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish, LogprobSpec
 from moonlang.entrypoints import errors, pairing, prompts
@@ -186,6 +186,7 @@ class Answer:
         self._ids: list[int] = []
         self._new_ids: list[int] = []
         self._cached = 0
+        self._head: StreamHead | None = None
         self._queue_ns = 0
         self._retractions = 0
         self._first_ns = 0
@@ -195,6 +196,7 @@ class Answer:
     def add(self, delta: TextDelta) -> None:
         if delta.head is not None:
             self._cached = delta.head.cached_tokens
+            self._head = delta.head
             self._queue_ns = delta.head.queue_ns
         if delta.tokens and not self._first_ns:
             self._first_ns = clock.monotonic_ns()
@@ -237,11 +239,21 @@ class Answer:
             self._add_final(meta)
         return meta
 
+    def _cached_details(self) -> dict[str, Any]:
+        """From which tier the cached prefix came, in tokens; and if there is a store that brought nothing, why."""
+        host = self._head.host_tokens if self._head is not None else 0
+        storage = self._head.storage_tokens if self._head is not None else 0
+        details: dict[str, Any] = {"device": self._cached - host - storage, "host": host}
+        if self._client.args.hicache_storage_backend is not None:
+            details |= {"storage": storage, "storage_backend": self._client.args.hicache_storage_backend}
+            details["storage_miss"] = self._head.tier_miss if self._head is not None else ""
+        return details
+
     def _add_final(self, meta: dict[str, Any]) -> None:
         now_ns = clock.monotonic_ns()
         version = self._client.args.weight_version
         meta["weight_versions"] = [{"version": version, "start": 0, "end": len(self._ids)}]
-        meta["cached_tokens_details"] = {"device": self._cached, "host": 0}
+        meta["cached_tokens_details"] = self._cached_details()
         meta["dp_rank"] = None
         meta["e2e_latency"] = (now_ns - self._start_ns) / clock.NS_PER_S
         meta["response_sent_to_client_ts"] = clock.wall_s()

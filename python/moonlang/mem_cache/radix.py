@@ -138,6 +138,18 @@ class RadixCache:
             freed += len(node.pages)
         return freed
 
+    def coldest(self, pages: int) -> list[tuple[list[int], str]]:
+        """(tokens from the root, extra key) of the leaves that rank lowest, with `pages` pages; changes nothing."""
+        found: list[tuple[list[int], str]] = []
+        live = (node for node in self.nodes() if self._is_candidate(node))
+        for node in sorted(live, key=lambda node: (self._order(node), node.id)):
+            if pages <= 0:
+                break
+            runs = [above.tokens for above in _to_root(node)]
+            found.append(([token for run in reversed(runs) for token in run], node.extra_key))
+            pages -= len(node.pages)
+        return found
+
     def nodes(self) -> Iterator[Node]:
         """All nodes but the roots, parents first."""
         stack = list(self._roots.values())

@@ -29,7 +29,8 @@ class ModelRunner:
     """One model on one device.
 
     schema: layout of a page; num_pages: size of the pool, `pool_reason` says why; max_slots: rows a plan may name;
-    region: the pool as other engines see it; computed_by: which kernels compute the model.
+    region: the pool as other engines see it; spare_bytes: memory that was free and that neither weights nor pool take;
+    computed_by: which kernels compute the model.
     """
 
     def __init__(self, config: ModelConfig, args: ServerArgs, grammars: GrammarEngine | None = None) -> None:
@@ -56,6 +57,7 @@ class ModelRunner:
         self.num_pages = usable_pages + 1  # page 0 pads page tables and is never handed out
         pool = KvPool(self.schema, self.num_pages, self.device)
         self.region: KvRegion = pool.region()
+        self.spare_bytes = max(0, free - loaded.weight_bytes - self.num_pages * self.schema.page_bytes)
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
         network = loaded.connect(pool)

@@ -47,6 +47,11 @@ def transfer_engine() -> Any:
     return _load("mooncake.engine").TransferEngine()
 
 
+def store() -> Any:
+    """A new client of the Mooncake store, not set up. ConfigError when there is none."""
+    return _load("mooncake.store").MooncakeDistributedStore()
+
+
 def version() -> str:
     """Name and version of the installed wheel; "" without one."""
     for wheel in WHEELS.values():

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from moonlang.observability import buckets, pairs
+from moonlang.observability import buckets, pairs, tiers
 from moonlang.observability.distribution import Distribution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -195,6 +195,7 @@ class ServerMetrics(Collector):
         yield tokens
         if "distributions" in self._scheduler.get("pairs", {}):
             yield from pairs.families(labels, self._labels["engine_type"], self._scheduler["pairs"])
+        yield from tiers.families(self._scheduler, self._labels)
 
 
 # (family, metric name, key of the scheduler's load report)

@@ -13,7 +13,7 @@ import msgspec
 
 from moonlang.base import log, registry
 from moonlang.base.clock import NS_PER_S
-from moonlang.base.errors import PeerError
+from moonlang.base.errors import ConfigError, PeerError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Abort, Control, Generate, Message, Reply, StopHit, TokenBatch, TokenDelta
@@ -21,12 +21,14 @@ from moonlang.core.plan import StepPlan
 from moonlang.core.ports import Endpoint, Executor, GrammarEngine
 from moonlang.core.sampling import GrammarSpec
 from moonlang.core.ticket import Outcome, Ticket
+from moonlang.mem_cache.tiers import TierConfig
 from moonlang.model_executor.executor import ThreadExecutor
 from moonlang.model_executor.runner import ModelRunner
 from moonlang.roles import topology
 from moonlang.roles.pairing import Pairing, equip, pairing_config
 from moonlang.roles.role import NEVER_NS
 from moonlang.roles.step_log import StepLog
+from moonlang.roles.tiers import TierChannels, tier_config
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import PairingConfig, SchedulerConfig
 
@@ -61,7 +63,13 @@ class SchedulerRole:
         self._runner.warm_up()
         outfit = equip(args, self._runner.region) if args.disaggregation_mode != "null" else None
         pairing = pairing_config(args, outfit) if outfit is not None else None
-        self._scheduler = Scheduler(scheduler_config(args, model, self._runner, pairing))
+        tiers = (
+            tier_config(args, self._runner.region, self._runner.spare_bytes) if args.enable_hierarchical_cache else None
+        )
+        self._scheduler = Scheduler(scheduler_config(args, model, self._runner, pairing, tiers))
+        self._tiers: TierChannels | None = None
+        if self._scheduler.tiers is not None:
+            self._tiers = TierChannels(args, self._runner.region, self._scheduler.tiers)
         self._pairing = Pairing(args, outfit, self._scheduler.peers) if outfit is not None else None
         self._executor: Executor = ThreadExecutor(self._runner, self._scheduler.config.depth)
         self._endpoint = endpoint
@@ -72,7 +80,8 @@ class SchedulerRole:
         self._last_result_ns = 0
         self._check_ns = NEVER_NS
         pair_fds = self._pairing.wait_fds if self._pairing is not None else ()
-        self.wait_fds = (self._executor.fileno(), self._grammars.fileno(), *pair_fds)
+        tier_fds = (self._tiers.fileno(),) if self._tiers is not None else ()
+        self.wait_fds = (self._executor.fileno(), self._grammars.fileno(), *pair_fds, *tier_fds)
         self._announce(model)
 
     def ready_body(self) -> dict[str, Any]:
@@ -103,10 +112,14 @@ class SchedulerRole:
             deltas += self._scheduler.commit(result, now_ns)
         if self._pairing is not None:
             deltas += self._pairing.take(self._executor.progress(), now_ns)
+        if self._tiers is not None:
+            self._tiers.take(now_ns)
         deltas += self._scheduler.expire(now_ns)
         self._submit(now_ns)
         if self._pairing is not None:
             self._pairing.carry_out(now_ns)
+        if self._tiers is not None:
+            self._tiers.carry_out(now_ns)
         if deltas:
             self._endpoint.send(topology.DETOKENIZER, TokenBatch(tuple(deltas)))
         return self._wake_ns(now_ns)
@@ -115,6 +128,8 @@ class SchedulerRole:
         self._executor.close()
         if self._pairing is not None:
             self._pairing.close()
+        if self._tiers is not None:
+            self._tiers.close()
         self._grammars.close()
 
     # ---- inside
@@ -165,8 +180,30 @@ class SchedulerRole:
             case "flush_cache":
                 wait_ns = int(float(call.args.get("timeout_s") or 0) * NS_PER_S)
                 self._flushes.append(_Flush(call.id, now_ns + wait_ns))
+            case "attach_store" | "detach_store" | "clear_store" | "store":
+                self._store(call)
             case "loads" | "state":
                 self._reply(call.id, body=self._load(now_ns))
+
+    def _store(self, call: Control) -> None:
+        """What concerns the store below the host tier."""
+        tiers, args = self._tiers, call.args
+        if tiers is None:
+            hint = "This server has no hierarchical cache: start it with --enable-hierarchical-cache."
+            self._reply(call.id, ok=call.verb == "store", message=hint)
+            return
+        try:
+            if call.verb == "attach_store":
+                tiers.attach(str(args["backend"]), dict(args["extra"]))
+            elif call.verb == "detach_store":
+                tiers.detach()
+            elif call.verb == "clear_store":
+                tiers.clear(lambda done, error: self._reply(call.id, ok=done, message=error))
+                return
+        except ConfigError as error:
+            self._reply(call.id, ok=False, message=str(error))
+            return
+        self._reply(call.id, body={"backend": tiers.backend})
 
     def _reply(
         self, control_id: int, *, ok: bool = True, message: str = "", body: dict[str, Any] | None = None
@@ -184,6 +221,8 @@ class SchedulerRole:
         if self._pairing is not None:
             load["pairs"] |= self._pairing.report()
             load["pairs"]["transfer_failed"] = stats.pairs.total_failed - load["pairs"]["bootstrap_failed"]
+        if self._tiers is not None:
+            load["store"] = self._tiers.report()
         return load
 
     def _compiled(self, now_ns: int) -> list[TokenDelta]:
@@ -244,7 +283,11 @@ class SchedulerRole:
 
 
 def scheduler_config(
-    args: ServerArgs, model: ModelConfig, runner: ModelRunner, pairing: PairingConfig | None = None
+    args: ServerArgs,
+    model: ModelConfig,
+    runner: ModelRunner,
+    pairing: PairingConfig | None = None,
+    tiers: TierConfig | None = None,
 ) -> SchedulerConfig:
     """The scheduler's bounds from resolved arguments and the pool that fitted."""
     chunk = args.chunked_prefill_size
@@ -270,4 +313,5 @@ def scheduler_config(
         seed=args.random_seed or 0,
         reserved_tokens=args.num_reserved_decode_tokens if args.disaggregation_mode == "decode" else 0,
         pairing=pairing,
+        tiers=tiers,
     )

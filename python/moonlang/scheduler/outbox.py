@@ -44,4 +44,13 @@ class Outbox:
 
     def _head(self, request: Request) -> StreamHead:
         queue_ns = request.admitted_ns - request.arrival_ns if request.admitted_ns else 0
-        return StreamHead(request.prompt_len, request.cached_tokens, self.message.stream, request.sampling, queue_ns)
+        return StreamHead(
+            request.prompt_len,
+            request.cached_tokens,
+            self.message.stream,
+            request.sampling,
+            queue_ns,
+            request.host_tokens,
+            request.storage_tokens,
+            request.tier_miss,
+        )

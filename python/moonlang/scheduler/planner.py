@@ -133,6 +133,8 @@ class Planner:
                 break
             if self._config.chunk_tokens is None and rows and len(request.tokens) > budget:
                 break  # a prompt that is never cut goes in whole, or alone
+            if roster.is_fetching(request, now_ns):
+                continue
             prefix = self._memory.cache.match(request.tokens, request.extra_key, policy.reusable(request))
             key = roster.prefix_key(request, prefix)
             if key is not None and key in roster.prefilling:
@@ -144,7 +146,8 @@ class Planner:
                 break
             if key is not None:
                 roster.prefilling[key] = request.rid
-            self._count(request, prefix.tokens)
+            if not request.retractions:
+                roster.found(request, prefix.tokens)
             starts.append(roster.start(request, lease, prefix.tokens, now_ns))
             rows.append(self._row(request, end, tuple(request.tokens[prefix.tokens : end])))
             admitted += 1
@@ -153,13 +156,6 @@ class Planner:
         if admitted:
             roster.waiting[:] = [request for request in roster.waiting if request.state is State.WAITING]
         return cached
-
-    def _count(self, request: Request, cached_tokens: int) -> None:
-        """Note at the first admission what the cache has brought."""
-        if not request.retractions:
-            request.cached_tokens = cached_tokens
-            self._roster.totals.prompt_tokens += request.prompt_len
-            self._roster.totals.cached_tokens += cached_tokens
 
     def _may_start(self, request: Request, lease: Lease, end: int, *, alone: bool) -> bool:
         """Whether there is room for `request`; if so its lease covers positions up to `end` afterwards.

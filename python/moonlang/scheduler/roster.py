@@ -10,9 +10,11 @@ from collections import deque
 
 from moonlang.base.errors import BugError
 from moonlang.core.lease import Lease, PrefixRef
+from moonlang.core.page_key import PageKeys
 from moonlang.core.plan import SlotStart, StepPlan
 from moonlang.core.request import Request, State
 from moonlang.mem_cache.leases import Leases
+from moonlang.mem_cache.tiers import Tiers
 from moonlang.scheduler import policy
 from moonlang.scheduler.estimate import NewTokenRatio
 from moonlang.scheduler.settings import SchedulerConfig, Totals
@@ -24,6 +26,7 @@ class Roster:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.memory = Leases(config.num_pages, config.page_size, radix=config.radix, eviction=config.eviction)
+        self.tiers = Tiers(config.tiers, self.memory) if config.tiers is not None else None
         self.waiting: list[Request] = []
         self.running: dict[int, Request] = {}  # by slot, in order of admission
         self.arriving: dict[str, Request] = {}  # by rid, in order of their leases
@@ -33,6 +36,11 @@ class Roster:
         self.ratio = NewTokenRatio(config.conservativeness)
         self.totals = Totals()
         self._next_epoch = 0
+
+    @property
+    def is_moving(self) -> bool:
+        """Pages are on their way between tiers: memory that comes back without a plan."""
+        return self.tiers is not None and self.tiers.is_busy
 
     # ---- whether there is room
 
@@ -85,11 +93,42 @@ class Roster:
         self.memory.close(lease, self.touching(request))
 
     def share(self, request: Request) -> None:
-        """Let others use the computed pages of a running request."""
-        changed = self.memory.share(
-            lease_of(request), request.tokens, request.computed, request.extra_key, self.touching(request)
-        )
+        """Let others use the computed pages of a running request, in this pool and below."""
+        lease = lease_of(request)
+        before = lease.shared
+        changed = self.memory.share(lease, request.tokens, request.computed, request.extra_key, self.touching(request))
         request.sent_pages = min(request.sent_pages, changed)
+        if self.tiers is not None:
+            self.tiers.cached(request.tokens, request.extra_key, self._keys(request), before, lease.shared)
+
+    # ---- what lower tiers hold
+
+    def prefetch(self, request: Request, now_ns: int) -> None:
+        """Begin to bring up what lower tiers have of a request that has just come."""
+        if self.tiers is not None:
+            limit = policy.reusable(request)
+            request.fetch = self.tiers.want(request.tokens, request.extra_key, self._keys(request), limit, now_ns)
+
+    def is_fetching(self, request: Request, now_ns: int) -> bool:
+        """Whether the request had better wait for what is being brought up."""
+        return self.tiers is not None and request.fetch is not None and self.tiers.is_holding(request.fetch, now_ns)
+
+    def found(self, request: Request, cached: int) -> None:
+        """Note at the first admission what the cache has brought, and from where."""
+        request.cached_tokens = cached
+        self.totals.prompt_tokens += request.prompt_len
+        self.totals.cached_tokens += cached
+        if self.tiers is None:
+            return
+        self.tiers.used(request.tokens, request.extra_key, self._keys(request), cached // self.config.page_size)
+        if request.fetch is not None:
+            origin = self.tiers.origin(request.fetch, cached)
+            request.host_tokens, request.storage_tokens, request.tier_miss = origin.host, origin.store, origin.miss
+
+    def _keys(self, request: Request) -> PageKeys:
+        if request.keys is None:
+            request.keys = PageKeys(self.config.page_size, request.extra_key)
+        return request.keys
 
     def touching(self, request: Request) -> int | None:
         """The newest plan in flight with a row of this request."""
@@ -131,7 +170,11 @@ class Roster:
     def check(self, others: list[Lease], *, idle: bool) -> None:
         """BugError unless requests, slots, leases, tree and pool agree. others: leases of no request in here."""
         held = [*self.running.values(), *self.arriving.values()]
-        self.memory.check([*(lease_of(request) for request in held), *others], idle=idle)
+        leases = [*(lease_of(request) for request in held), *others]
+        if self.tiers is not None:
+            leases += self.tiers.leases
+            self.tiers.check()
+        self.memory.check(leases, idle=idle and not self.is_moving)
         for request in self.running.values():
             covered = len(lease_of(request).pages) * self.config.page_size
             if not request.computed <= request.scheduled <= covered:

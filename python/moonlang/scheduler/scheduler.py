@@ -13,6 +13,7 @@ from moonlang.core.messages import Generate, TokenDelta
 from moonlang.core.plan import Row, RowResult, StepPlan, StepResult
 from moonlang.core.request import Finish, Request, State
 from moonlang.core.sampling import GrammarSpec
+from moonlang.mem_cache.tiers import Tiers, TierStats
 from moonlang.scheduler.decode_side import DecodeSide
 from moonlang.scheduler.grammar_gate import GrammarGate
 from moonlang.scheduler.intake import make_request, refusal
@@ -35,12 +36,20 @@ class Scheduler:
         self.config = config
         self._roster = Roster(config)
         self.peers = self._side()
-        self._planner = Planner(self._roster, self.peers.lay, lambda: self.peers.holds_memory)
+        self._planner = Planner(self._roster, self.peers.lay, self._is_held_outside)
         self._requests: dict[str, Request] = {}
         self._outbox: dict[str, Outbox] = {}
         self._gate = GrammarGate()
         self._totals = self._roster.totals
         self._timed = 0  # live requests that have a deadline
+
+    @property
+    def tiers(self) -> Tiers | None:
+        """What is below the device pool, if anything: the driver carries out its `ops`."""
+        return self._roster.tiers
+
+    def _is_held_outside(self) -> bool:
+        return self.peers.holds_memory or self._roster.is_moving
 
     def _side(self) -> PairSide:
         pairing = self.config.pairing
@@ -81,6 +90,7 @@ class Scheduler:
 
     def _enqueue(self, request: Request, now_ns: int) -> list[TokenDelta]:
         """Nothing that this instance has to prepare stands in the way any more."""
+        self._roster.prefetch(request, now_ns)
         if request.peer is not None:
             request.state = State.PAIRING
             return self.peers.enter(request, now_ns)
@@ -136,10 +146,12 @@ class Scheduler:
         return [self._end(request, finish) for request in late] + self.peers.expire(now_ns)
 
     def flush_cache(self) -> bool:
-        """Forget all cached prefixes; refused (False) while requests run or wait."""
-        if not self.idle:
+        """Forget all cached prefixes of this process; refused (False) while requests run or wait or pages move."""
+        if not self.idle or self._roster.is_moving:
             return False
         self._roster.memory.cache.evict(self.config.num_pages)
+        if self.tiers is not None:
+            self.tiers.forget()
         return True
 
     @property
@@ -152,6 +164,8 @@ class Scheduler:
         times_ns = [r.deadline_ns for r in self._requests.values() if r.deadline_ns is not None] if self._timed else []
         if self.peers.wake_ns is not None:
             times_ns.append(self.peers.wake_ns)
+        if self.tiers is not None and self._roster.waiting and self.tiers.wake_ns is not None:
+            times_ns.append(self.tiers.wake_ns)
         return min(times_ns, default=None)
 
     # ---- plans out and results in
@@ -159,6 +173,8 @@ class Scheduler:
     def plan(self, now_ns: int) -> StepPlan | None:
         """The next step, or None when nothing can be computed now or `depth` plans are in flight."""
         self.peers.reserve(now_ns)
+        if self.tiers is not None:
+            self.tiers.tend(now_ns)
         return self._planner.plan(now_ns)
 
     def commit(self, result: StepResult, now_ns: int) -> list[TokenDelta]:
@@ -175,6 +191,8 @@ class Scheduler:
                 if delta is not None:
                     deltas.append(delta)
         roster.memory.pool.complete(plan.plan_id)
+        if self.tiers is not None and plan.num_tokens > len(plan.rows):
+            self.tiers.computed(plan.num_tokens, result.forward_ns)
         deltas += self.peers.committed(plan.plan_id, now_ns)
         if not roster.running:
             roster.ratio.restart()
@@ -276,6 +294,7 @@ class Scheduler:
             total_retractions=totals.retractions,
             total_plans=totals.plans,
             pairs=self.peers.stats(),
+            tiers=TierStats() if self.tiers is None else self.tiers.stats(),
         )
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from moonlang.core.pairing import KvCard
+from moonlang.mem_cache.tiers import TierConfig, TierStats
 
 NS_PER_MS = 1_000_000
 
@@ -60,6 +61,7 @@ class SchedulerConfig:
     reserved_tokens: int = 0  # output tokens to keep memory for, at least, when a request is admitted
     seed: int = 0  # of policy "random"
     pairing: PairingConfig | None = None
+    tiers: TierConfig | None = None
 
     @property
     def may_preempt(self) -> bool:
@@ -110,6 +112,7 @@ class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
     total_retractions: int
     total_plans: int
     pairs: PairStats = PairStats()
+    tiers: TierStats = TierStats()
 
     @property
     def token_usage(self) -> float:

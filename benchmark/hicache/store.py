@@ -1,0 +1,147 @@
+"""How fast do pages go to the Mooncake store and back, against the wheel's own batch calls with the same bytes?
+
+    python benchmark/hicache/store.py [--page-kb 1792] [--pages 64] [--rounds 7]
+
+Both use a client in this process with memory of its own, and take turns; every round puts new keys. Ours makes and
+checks a manifest with a checksum for every page, the wheel's call moves bytes only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import engines
+import numpy as np
+
+from moonlang.base.clock import monotonic_ns
+from moonlang.core.kv import KvRegion, KvSchema
+from moonlang.core.page_key import PageKeys
+from moonlang.core.storage import Load, Save, StoreOp
+from moonlang.mooncake import lib
+from moonlang.storage.channel import StoreOptions
+from moonlang.storage.mooncake import BACKEND
+
+HERE = Path(__file__).parent
+MINUTE_NS = 60_000_000_000
+
+
+class Ours:
+    """The channel that the engine uses."""
+
+    def __init__(self, pool: np.ndarray, schema: KvSchema, extra: dict[str, object]) -> None:
+        self.channel = BACKEND(StoreOptions(model="bench", extra=extra))
+        self.channel.register(
+            KvRegion(address=pool.ctypes.data, stride=schema.page_bytes, num_pages=len(pool), schema=schema)
+        )
+
+    def put(self, name: str, pages: range) -> None:
+        self._do(Save(keys=tuple(self._keys(name, len(pages))), pages=tuple(pages)), len(pages))
+
+    def get(self, name: str, pages: range) -> None:
+        keys = tuple(self._keys(name, len(pages)))
+        self._do(Load(keys=keys, pages=tuple(pages), deadline_ns=monotonic_ns() + MINUTE_NS), len(pages))
+
+    def _keys(self, name: str, count: int) -> list[bytes]:
+        return PageKeys(1, name).upto(list(range(count)), count)
+
+    def _do(self, op: StoreOp, count: int) -> None:
+        self.channel.submit(op)
+        select.select([self.channel.fileno()], [], [], 60)
+        (done,) = self.channel.poll()
+        if done.count != count:
+            raise RuntimeError(f"{done.count} of {count} pages: {done.error}")
+
+
+class Wheel:
+    """The wheel's batch calls."""
+
+    def __init__(self, pool: np.ndarray, master: str, segment: int) -> None:
+        self._pool = pool
+        self._store = lib.store()
+        if self._store.setup("127.0.0.1", "P2PHANDSHAKE", segment, 16 << 20, "tcp", "", master):
+            raise RuntimeError("the store could not be set up")
+        self._store.register_buffer(pool.ctypes.data, pool.nbytes)
+
+    def put(self, name: str, pages: range) -> None:
+        self._check(self._store.batch_put_from(*self._call(name, pages)), 0)
+
+    def get(self, name: str, pages: range) -> None:
+        self._check(self._store.batch_get_into(*self._call(name, pages)), self._pool.shape[1])
+
+    def _call(self, name: str, pages: range) -> tuple[list[str], list[int], list[int]]:
+        size = self._pool.shape[1]
+        addresses = [self._pool.ctypes.data + page * size for page in pages]
+        return [f"wheel-{name}-{i}" for i in range(len(pages))], addresses, [size] * len(pages)
+
+    def _check(self, answers: list[int], wanted: int) -> None:
+        if any(answer != wanted for answer in answers):
+            raise RuntimeError(f"the wheel answered {answers}")
+
+
+def timed(call: Callable[[], None], size: int) -> float:
+    """GB per second."""
+    begin = time.perf_counter()
+    call()
+    return size / (time.perf_counter() - begin) / 1e9
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page-kb", type=int, default=1792, help="16 tokens of a Qwen3-0.6B shape in bf16")
+    parser.add_argument("--pages", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "hicache_store.json")
+    args = parser.parse_args()
+    # A layer of one head and one token is 2 x 2 x head_dim bytes.
+    schema = KvSchema(
+        num_layers=1, num_kv_heads=1, head_dim=args.page_kb * 256, page_size=1, dtype="bfloat16", itemsize=2
+    )
+    pool = np.random.default_rng(1).integers(0, 256, (2 * args.pages, schema.page_bytes), np.uint8)
+    size = args.pages * schema.page_bytes
+    segment = 4 * (args.rounds + 2) * size
+    port, metrics = engines.free_port(), engines.free_port()
+    command = [Path(sys.executable).with_name("mooncake_master"), f"--rpc_port={port}", f"--metrics_port={metrics}"]
+    results: dict[str, list[float]] = {}
+    with tempfile.TemporaryFile() as log:
+        master = subprocess.Popen([*map(str, command), "--rpc_address=127.0.0.1"], stdout=log, stderr=log)
+        try:
+            time.sleep(1)
+            address = f"127.0.0.1:{port}"
+            extra = {"master_server_address": address, "protocol": "tcp", "global_segment_size": segment}
+            ours, wheel = Ours(pool, schema, extra), Wheel(pool, address, segment)
+            out, back = range(args.pages), range(args.pages, 2 * args.pages)
+            for turn in range(args.rounds + 1):
+                for name, client in (("ours", ours), ("wheel", wheel)):
+                    key = f"{os.getpid()}-{turn}"
+                    put = timed(lambda c=client, k=key: c.put(k, out), size)
+                    get = timed(lambda c=client, k=key: c.get(k, back), size)
+                    if turn:  # the first touches fresh memory
+                        results.setdefault(f"{name} put", []).append(put)
+                        results.setdefault(f"{name} get", []).append(get)
+            ours.channel.close()
+        finally:
+            master.kill()
+            master.wait()
+    medians = {name: statistics.median(values) for name, values in results.items()}
+    for way in ("put", "get"):
+        ratio = medians[f"ours {way}"] / medians[f"wheel {way}"]
+        print(f"{way}: ours {medians[f'ours {way}']:.2f} GB/s, wheel {medians[f'wheel {way}']:.2f} GB/s, {ratio:.0%}")
+    report = {"machine": engines.machine(), "page_bytes": schema.page_bytes, "pages": args.pages, "gb_per_s": results}
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What channels (see `core.ports`) are made of: tickets, a worker thread."""

@@ -1,0 +1,132 @@
+"""A store in a directory, shared by every server that can reach it. A file is one object.
+
+Crash-safe: a file is written under another name and renamed when it is whole. A reader believes nothing (see
+`manifest`), so files need no fsync: one that a power cut has damaged is a miss. The directory is bounded: when it grows
+over its capacity, the files that were used least recently go, down to nine tenths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from moonlang.base.errors import ConfigError, PeerError
+from moonlang.base.units import parse_bytes
+from moonlang.channels.pages import Bytes
+from moonlang.core.ports import KvStore
+from moonlang.storage.channel import StoreChannel, StoreOptions
+
+DIRECTORY_VARIABLE = "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"
+_DEFAULT_DIRECTORY = "/tmp/hicache"
+_DEFAULT_CAPACITY = "10gb"
+_KEPT = 0.9  # of the capacity, after clearing up
+_SUFFIX = ".page"
+
+
+class FileStore:
+    """Files `<name>.page`. capacity: bytes of all files in the directory."""
+
+    name = "file"
+
+    def __init__(self, directory: Path, capacity: int) -> None:
+        self._directory = directory
+        self._capacity = capacity
+        self._pool: Bytes
+        self._headers: Bytes
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._bytes = sum(size for _, size, _ in self._files())
+        except OSError as error:
+            raise ConfigError(
+                f"{directory} cannot hold the KV store: {error.strerror}.",
+                hint=f'Set {DIRECTORY_VARIABLE} or {{"directory": ...}} to a folder that can be written to.',
+            ) from error
+
+    def attach(self, pool: Bytes, headers: Bytes) -> None:
+        self._pool, self._headers = pool, headers
+
+    def leading(self, names: Sequence[str]) -> int:
+        return next((i for i, name in enumerate(names) if not self._path(name).exists()), len(names))
+
+    def read(self, names: Sequence[str], pages: Sequence[int]) -> int:
+        for i, (name, page) in enumerate(zip(names, pages, strict=True)):
+            parts = [memoryview(self._headers[i]), memoryview(self._pool[page])]
+            try:
+                with self._path(name).open("rb", buffering=0) as file:
+                    count = os.readv(file.fileno(), parts)
+                    os.utime(file.fileno())  # used now
+            except FileNotFoundError:
+                return i
+            except OSError as error:
+                raise PeerError(f"{self._path(name)} cannot be read: {error.strerror}.") from error
+            if count < sum(map(len, parts)):
+                return i  # cut short
+        return len(names)
+
+    def write(self, names: Sequence[str], pages: Sequence[int]) -> int:
+        for i, (name, page) in enumerate(zip(names, pages, strict=True)):
+            path = self._path(name)
+            if not path.exists():
+                self._write(path, [memoryview(self._headers[i]), memoryview(self._pool[page])])
+        if self._bytes > self._capacity:
+            self._clear_up()
+        return len(names)
+
+    def clear(self, prefix: str) -> None:
+        for path, _, _ in self._files():
+            if path.name.startswith(prefix):
+                path.unlink(missing_ok=True)
+        self._bytes = sum(size for _, size, _ in self._files())
+
+    def close(self) -> None:
+        pass
+
+    def _path(self, name: str) -> Path:
+        return self._directory / f"{name}{_SUFFIX}"
+
+    def _write(self, path: Path, parts: list[memoryview]) -> None:
+        draft = path.with_suffix(f".{uuid.uuid4().hex}.draft")
+        size = sum(map(len, parts))
+        try:
+            with draft.open("xb", buffering=0) as file:
+                if os.writev(file.fileno(), parts) < size:
+                    raise PeerError(f"{draft} could not be written whole: is the disk full?")
+            draft.rename(path)
+        except OSError as error:
+            raise PeerError(f"{path} cannot be written: {error.strerror}.") from error
+        finally:
+            draft.unlink(missing_ok=True)
+        self._bytes += size
+
+    def _files(self) -> list[tuple[Path, int, float]]:
+        """(path, bytes, time of last use) of every page, also of those that other servers wrote."""
+        found: list[tuple[Path, int, float]] = []
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX):
+                    with contextlib.suppress(FileNotFoundError):  # somebody else is clearing up
+                        status = entry.stat()
+                        found.append((Path(entry.path), status.st_size, status.st_mtime))
+        return found
+
+    def _clear_up(self) -> None:
+        files = sorted(self._files(), key=lambda file: file[2])
+        self._bytes = sum(size for _, size, _ in files)
+        for path, size, _ in files:
+            if self._bytes <= _KEPT * self._capacity:
+                break
+            path.unlink(missing_ok=True)
+            self._bytes -= size
+
+
+def open_store(options: StoreOptions) -> KvStore:
+    """extra config: {"directory": "/mnt/cache", "capacity": "100gb"}."""
+    directory = options.extra.get("directory") or os.environ.get(DIRECTORY_VARIABLE) or _DEFAULT_DIRECTORY
+    capacity = parse_bytes(options.extra.get("capacity", _DEFAULT_CAPACITY), "The capacity of the file store")
+    return StoreChannel(FileStore(Path(str(directory)), capacity), options)
+
+
+BACKEND = open_store

@@ -1,0 +1,69 @@
+"""HiCache's second tier: pages in host memory of this process, each with the checksum it came with.
+
+One thread copies, page by page and without the interpreter's lock. A page that has changed while it lay here is not
+given back.
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+
+import numpy as np
+
+from moonlang.base import log
+from moonlang.channels.pages import Bytes, of_region, page_sum
+from moonlang.channels.worker import WorkerChannel
+from moonlang.core.kv import KvRegion
+from moonlang.core.storage import Demote, HostOp, Promote
+from moonlang.core.ticket import Completion, Outcome, Ticket
+
+_log = log.get(__name__)
+
+
+class HostMemory(WorkerChannel[HostOp]):
+    """A HostPool of `num_slots` pages. Owned by one thread."""
+
+    def __init__(self, num_slots: int) -> None:
+        super().__init__("host")
+        self._num_slots = num_slots
+        self._sums = np.zeros(num_slots, np.uint64)
+        self._device: Bytes
+        self._slots: Bytes
+        self._page_bytes = 0
+
+    def register(self, device: KvRegion) -> int:
+        self._device = of_region(device)
+        size = device.schema.page_bytes
+        self._page_bytes = size
+        # Mapped, not allocated: a slot takes no memory before it is used.
+        memory = mmap.mmap(-1, max(1, self._num_slots * size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._slots = np.frombuffer(memory, np.uint8, self._num_slots * size).reshape(self._num_slots, size)
+        return self._num_slots
+
+    # ---- in the worker
+
+    def _carry_out(self, ticket: Ticket, op: HostOp) -> Completion:
+        count = self._demote(op) if isinstance(op, Demote) else self._promote(op)
+        fault = "" if count == len(op.pages) else "A page in host memory has changed."
+        if fault:
+            _log.error("%s Its checksum does not hold; it is computed again.", fault)
+        return Completion(ticket, Outcome.OK, count, count * self._page_bytes, fault)
+
+    def _let_go(self) -> None:
+        """The mapping goes with the last reference."""
+
+    def _demote(self, op: Demote) -> int:
+        for page, slot in zip(op.pages, op.slots, strict=True):
+            self._slots[slot] = self._device[page]
+            self._sums[slot] = page_sum(self._slots[slot])
+        return len(op.pages)
+
+    def _promote(self, op: Promote) -> int:
+        for i, (slot, page) in enumerate(zip(op.slots, op.pages, strict=True)):
+            self._device[page] = self._slots[slot]
+            if page_sum(self._device[page]) != self._sums[slot]:
+                return i
+        return len(op.pages)

@@ -1,0 +1,51 @@
+"""What is stored with a page, so that nobody ever reads another page's bytes, stale ones or damaged ones.
+
+The header lies before the page in the same object: magic and version, size of the page, digest of the schema (weights,
+dtype, layout, shard), key of the page, checksum of its bytes and the method it was taken with, checksum of the header.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from moonlang.core.page_key import KEY_BYTES
+
+HEADER_BYTES = 128
+_LAYOUT = struct.Struct("<8sQ32s32s8sQ")  # magic, page bytes, schema digest, key, checksum method, checksum
+_CRC = struct.Struct("<I")
+_MAGIC = b"MLpage\x00\x01"
+
+
+class Manifest:
+    """Writes and checks the headers of one pool's pages. digest: KvSchema.digest()."""
+
+    def __init__(self, digest: str, page_bytes: int, method: str) -> None:
+        self._digest = bytes.fromhex(digest)
+        self._page_bytes = page_bytes
+        self._method = method.encode()[:8].ljust(8, b"\0")
+
+    def header(self, key: bytes, checksum: int) -> bytes:
+        """HEADER_BYTES to store before the page."""
+        assert len(key) == KEY_BYTES
+        body = _LAYOUT.pack(_MAGIC, self._page_bytes, self._digest, key, self._method, checksum)
+        return (body + _CRC.pack(zlib.crc32(body))).ljust(HEADER_BYTES, b"\0")
+
+    def fault(self, header: bytes, key: bytes, checksum: int) -> str:
+        """Why a page that was read with this header must not be used; empty when it may.
+
+        checksum: of the bytes as they lie in memory now.
+        """
+        body = header[: _LAYOUT.size]
+        if len(header) < HEADER_BYTES or _CRC.unpack_from(header, _LAYOUT.size)[0] != zlib.crc32(body):
+            return "its header is damaged"
+        magic, size, digest, stored_key, method, stored = _LAYOUT.unpack(body)
+        if magic != _MAGIC:
+            return "it was written by another version"
+        if digest != self._digest or size != self._page_bytes:
+            return "it belongs to another model, dtype, layout or shard"
+        if stored_key != key:
+            return "it is another page"
+        if method != self._method:
+            return "its checksum was taken by a method that is not available here"
+        return "" if stored == checksum else "its checksum does not hold"

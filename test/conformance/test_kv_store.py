@@ -1,0 +1,256 @@
+"""One suite for every KvStore: memory, file, null, mooncake; and what a store does on a bad day is a miss."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import mooncake_services
+import numpy as np
+import pytest
+from mooncake_services import Master
+
+from moonlang.base.clock import NS_PER_S, monotonic_ns
+from moonlang.core.kv import KvRegion, KvSchema
+from moonlang.core.page_key import PageKeys
+from moonlang.core.storage import Clear, Load, Probe, Save, StoreOp
+from moonlang.core.ticket import Completion, Outcome
+from moonlang.mooncake import store_config
+from moonlang.mooncake.config import Hardware
+from moonlang.mooncake.kv_store import MooncakeStore
+from moonlang.storage.channel import PageStore, StoreChannel, StoreOptions
+from moonlang.storage.faulty import Faults, FaultyStore
+from moonlang.storage.file import FileStore
+from moonlang.storage.memory import MemoryStore
+from moonlang.storage.null import NullStore
+
+DEADLINE_NS = 20 * NS_PER_S
+PAGES = 32
+OPTIONS = StoreOptions(model="org/model", batch_pages=8)
+
+
+class Engine:
+    """A device pool and a channel to the store under test."""
+
+    def __init__(self, store: PageStore, options: StoreOptions = OPTIONS, **schema: object) -> None:
+        fields = {"num_layers": 2, "num_kv_heads": 1, "head_dim": 8, "page_size": 16, "dtype": "bfloat16"}
+        self.schema = KvSchema(**{**fields, "itemsize": 2, "fingerprint": "weights", **schema})  # type: ignore[arg-type]
+        self.pool = np.zeros((PAGES, self.schema.page_bytes), np.uint8)
+        region = KvRegion(
+            address=self.pool.ctypes.data, stride=self.schema.page_bytes, num_pages=PAGES, schema=self.schema
+        )
+        self.channel = StoreChannel(store, options)
+        self.channel.register(region)
+
+    def do(self, op: StoreOp) -> Completion:
+        ticket = self.channel.submit(op)
+        deadline_ns = monotonic_ns() + DEADLINE_NS
+        while monotonic_ns() < deadline_ns:
+            if select.select([self.channel.fileno()], [], [], 1.0)[0]:
+                for done in self.channel.poll():
+                    assert done.ticket == ticket, "an op completed twice, or one that nobody submitted"
+                    return done
+        raise AssertionError(f"{op} never completed")
+
+    def save(self, keys: Sequence[bytes], pages: Sequence[int]) -> Completion:
+        return self.do(Save(keys=tuple(keys), pages=tuple(pages)))
+
+    def load(self, keys: Sequence[bytes], pages: Sequence[int]) -> Completion:
+        return self.do(Load(keys=tuple(keys), pages=tuple(pages), deadline_ns=monotonic_ns() + DEADLINE_NS))
+
+
+Opener = Callable[[], PageStore]
+
+
+def open_mooncake(master: str, segment: str = "0") -> MooncakeStore:
+    extra = {"master_server_address": master, "global_segment_size": segment, "local_buffer_size": "1mb"}
+    return MooncakeStore(store_config.read(extra | {"protocol": "tcp"}, {}, Hardware(), host="127.0.0.1"))
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
+    """A master, and a provider of memory that lives as long."""
+    with mooncake_services.master(tmp_path_factory.mktemp("master")) as running:
+        provider = open_mooncake(running.address, segment="16mb")
+        yield running
+        provider.close()
+
+
+@pytest.fixture(params=["memory", "file", "mooncake"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens the same store again and again, as several engines do. Keys are fresh for each test."""
+    if request.param == "mooncake":
+        return partial(open_mooncake, request.getfixturevalue("master").address)
+    if request.param == "memory":
+        objects: OrderedDict[str, bytes] = OrderedDict()
+        return lambda: MemoryStore(1 << 20, objects)
+    return lambda: FileStore(tmp_path, 1 << 20)
+
+
+@pytest.fixture
+def engine(opener: Opener) -> Iterator[Callable[..., Engine]]:
+    """Makes engines on the store, `through` a wrapper if given, and closes them."""
+    opened: list[Engine] = []
+
+    def make(through: Callable[[PageStore], PageStore] = lambda store: store, **changes: object) -> Engine:
+        opened.append(Engine(through(opener()), **changes))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.channel.close()
+
+
+def fill(engine: Engine, pages: Sequence[int], seed: int) -> np.ndarray:
+    content = np.random.default_rng(seed).integers(0, 256, (len(pages), engine.schema.page_bytes), np.uint8)
+    engine.pool[list(pages)] = content
+    return content
+
+
+@pytest.fixture(autouse=True)
+def fresh_names() -> None:
+    """A store outlives a test: no test may find another's pages."""
+    _salt.append(os.urandom(8).hex())
+
+
+_salt = [""]
+
+
+def keys(count: int, seed: int = 1) -> list[bytes]:
+    tokens = np.random.default_rng(seed).integers(0, 1000, count * 4).tolist()
+    return PageKeys(4, _salt[-1]).upto(tokens, count)
+
+
+def test_what_one_engine_saves_another_loads(engine: Callable[..., Engine]) -> None:
+    first, second = engine(), engine()
+    content = fill(first, range(20), 1)
+    assert first.save(keys(20), range(20)).count == 20
+    assert second.do(Probe(keys=tuple(keys(20)))).count == 20
+    done = second.load(keys(20), range(5, 25))
+    assert (done.outcome, done.count, done.bytes) == (Outcome.OK, 20, 20 * first.schema.page_bytes)
+    np.testing.assert_array_equal(second.pool[5:25], content)
+
+
+def test_a_probe_counts_leading_keys(engine: Callable[..., Engine]) -> None:
+    one = engine()
+    names = keys(6)
+    fill(one, range(6), 1)
+    one.save([*names[:3], *names[4:]], [0, 1, 2, 4, 5])
+    assert one.do(Probe(keys=tuple(names))).count == 3
+    assert one.load(names, range(6, 12)).count == 3
+    assert one.load(names[3:], range(6, 9)).count == 0
+
+
+def test_saving_again_changes_nothing(engine: Callable[..., Engine]) -> None:
+    one = engine()
+    content = fill(one, [0], 1)
+    one.save(keys(1), [0])
+    fill(one, [1], 2)
+    assert one.save(keys(1), [1]).count == 1
+    assert one.load(keys(1), [2]).count == 1
+    np.testing.assert_array_equal(one.pool[[2]], content)
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": "others"}, {"dtype": "float16"}, {"num_kv_heads": 2}])
+def test_other_weights_dtype_or_layout_find_nothing(engine: Callable[..., Engine], change: dict[str, object]) -> None:
+    one, other = engine(), engine(**change)
+    fill(one, range(4), 1)
+    one.save(keys(4), range(4))
+    assert other.do(Probe(keys=tuple(keys(4)))).count == 0
+    assert other.load(keys(4), range(4)).count == 0
+
+
+def test_clear_forgets_this_model_only(engine: Callable[..., Engine]) -> None:
+    one, other = engine(), engine(fingerprint="others")
+    for each in (one, other):
+        fill(each, range(4), 1)
+        each.save(keys(4), range(4))
+    one.do(Clear())
+    assert one.do(Probe(keys=tuple(keys(4)))).count == 0
+    assert other.do(Probe(keys=tuple(keys(4)))).count == 4
+
+
+@pytest.mark.parametrize("fault", ["flip", "header", "cut", "swap", "replay", "drop", "fail"])
+def test_a_lying_store_is_never_believed(engine: Callable[..., Engine], fault: str) -> None:
+    """Every page that counts holds the right bytes, on fresh faults each time; and some do get through."""
+    writer = engine()
+    content = fill(writer, range(16), 3)
+    writer.save(keys(16), range(16))
+    names = [f"org-model_{writer.schema.digest()[:16]}_{key.hex()}" for key in keys(16)]
+    faults = Faults(seed=1, **{fault: 0.1})
+    reader = engine(lambda store: FaultyStore(store, faults, known=names))
+    good = refused = 0
+    for _ in range(30):
+        reader.pool[:] = 0
+        done = reader.load(keys(16), range(16))
+        np.testing.assert_array_equal(reader.pool[: done.count], content[: done.count])
+        good += done.count
+        refused += done.count < 16
+    assert good > 0, "nothing ever came through"
+    assert refused > 0, "no fault ever struck"
+
+
+def test_a_store_that_hangs_fails_new_ops_at_once(opener: Opener) -> None:
+    release = threading.Event()
+    options = StoreOptions(model="m", patience_ns=NS_PER_S // 20)
+    one = Engine(FaultyStore(opener(), Faults(slow=1.0), lambda: bool(release.wait(20)) or None), options)
+    hanging = one.channel.submit(Probe(keys=tuple(keys(1))))
+    deadline_ns = monotonic_ns() + DEADLINE_NS
+    while True:  # until the first op is overdue, later ones queue behind it
+        assert monotonic_ns() < deadline_ns
+        ticket = one.channel.submit(Probe(keys=tuple(keys(1))))
+        failed = [done for done in one.channel.poll() if done.ticket == ticket]
+        if failed:
+            assert failed[0].outcome is Outcome.FAILED
+            break
+        one.channel.cancel(ticket)
+        threading.Event().wait(0.02)
+    release.set()
+    seen = [done.ticket for done in one.channel.poll()]
+    while hanging not in seen:
+        assert select.select([one.channel.fileno()], [], [], 20)[0], "the op that hung never completed"
+        seen += [done.ticket for done in one.channel.poll()]
+    one.channel.close()
+
+
+def test_a_failing_store_is_left_alone_for_a_while(opener: Opener) -> None:
+    one = Engine(FaultyStore(opener(), Faults(fail=1.0)))
+    assert [one.do(Probe(keys=tuple(keys(1)))).outcome for _ in range(5)] == [Outcome.FAILED] * 5
+    assert one.channel.totals.failures == {"error": 2, "paused": 3}
+    one.channel.close()
+
+
+def test_null_takes_everything_and_has_nothing() -> None:
+    one = Engine(NullStore())
+    assert one.save(keys(3), range(3)).count == 3
+    assert one.do(Probe(keys=tuple(keys(3)))).count == 0
+    assert one.load(keys(3), range(3)).count == 0
+    one.channel.close()
+
+
+def test_files_of_another_server_that_were_damaged_or_cut_are_misses(tmp_path: Path) -> None:
+    one = Engine(FileStore(tmp_path, 1 << 20))
+    fill(one, range(3), 1)
+    one.save(keys(3), range(3))
+    files = sorted(tmp_path.glob("*.page"))
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])
+    assert one.load(keys(3), range(3)).count == 0
+    one.channel.close()
+
+
+def test_the_directory_is_bounded_and_the_oldest_go(tmp_path: Path) -> None:
+    one = Engine(FileStore(tmp_path, 10 * 1200))
+    for i in range(4):
+        fill(one, range(8), i)
+        one.save(keys(8, seed=i), range(8))
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.page")) <= 10 * 1200
+    assert one.do(Probe(keys=tuple(keys(8, seed=0)))).count == 0
+    assert one.do(Probe(keys=tuple(keys(8, seed=3)))).count > 0
+    assert not list(tmp_path.glob("*.draft"))
+    one.channel.close()

@@ -1,0 +1,94 @@
+"""Mooncake's own programs for tests: started on free ports, stopped by the process that was started."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from moonlang.base.clock import NS_PER_S, monotonic_ns
+
+START_NS = 20 * NS_PER_S
+
+
+def program(name: str) -> str:
+    """Path of a program that the wheel installs; skips the test without one."""
+    path = Path(sys.executable).with_name(name)
+    found = str(path) if path.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"Mooncake is not installed: there is no {name}")
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline_ns = monotonic_ns() + START_NS
+    while monotonic_ns() < deadline_ns:
+        assert process.poll() is None, f"it ended with status {process.returncode}"
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            continue
+        return
+    raise AssertionError(f"nobody listens on port {port}")
+
+
+@dataclass
+class Master:
+    """A running mooncake_master. Leases are short and eviction early, as HiCache wants them."""
+
+    port: int
+    metrics_port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+def start_master(port: int, metrics_port: int, log: Path, *options: str) -> Master:
+    command = [
+        program("mooncake_master"),
+        f"--rpc_port={port}",
+        "--rpc_address=127.0.0.1",
+        "--metrics_host=127.0.0.1",
+        f"--metrics_port={metrics_port}",
+        "--rpc_thread_num=2",
+        "--default_kv_lease_ttl=500",
+        "--eviction_high_watermark_ratio=0.8",
+        "--eviction_ratio=0.2",
+        "--logtostderr=true",
+        *options,
+    ]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    wait_for_port(port, process)
+    return Master(port, metrics_port, process)
+
+
+@contextmanager
+def master(folder: Path, *options: str) -> Iterator[Master]:
+    port, metrics_port = free_ports(2)
+    running = start_master(port, metrics_port, folder / "master.log", *options)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()

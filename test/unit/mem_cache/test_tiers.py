@@ -1,0 +1,279 @@
+"""Tiers against a simulated host pool and store: whatever they do, the tree holds the right bytes and nothing leaks."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from moonlang.core.page_key import PageKeys
+from moonlang.core.storage import Demote, HostOp, Load, Probe, Promote, Save, StoreOp
+from moonlang.core.ticket import Completion, Outcome, Ticket
+from moonlang.mem_cache.leases import Leases
+from moonlang.mem_cache.radix import RadixCache
+from moonlang.mem_cache.tiers import Fetch, TierConfig, Tiers
+
+SIZE = 4
+MS = 1_000_000
+
+
+@dataclass
+class World:
+    """Device pages, host slots and a store as dictionaries of contents; a content is the key of the page."""
+
+    config: TierConfig
+    num_pages: int = 40
+    store: dict[bytes, bytes] = field(default_factory=dict)
+    now_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self.leases = Leases(self.num_pages, SIZE, radix=True, eviction="lru")
+        self.tiers = Tiers(self.config, self.leases)
+        self.device: dict[int, bytes] = {}
+        self.slots: dict[int, bytes] = {}
+        self.under_way: list[tuple[int, HostOp | StoreOp]] = []
+
+    def compute(self, tokens: list[int], extra_key: str = "") -> int:
+        """What a request does: match, compute the rest, share, leave. Returns the tokens found in the cache."""
+        keys = PageKeys(SIZE, extra_key)
+        prefix = self.leases.cache.match(tokens, extra_key, len(tokens))
+        lease = self.leases.open(prefix)
+        found = prefix.tokens
+        self.tiers.used(tokens, extra_key, keys, found // SIZE)
+        if not self.leases.grow(lease, len(tokens)):
+            self.leases.close(lease, None)
+            return found
+        whole = len(tokens) // SIZE
+        for i, key in enumerate(keys.upto(tokens, whole)):
+            if i >= found // SIZE:
+                self.device[lease.pages[i]] = key
+        begin = lease.shared
+        self.leases.share(lease, tokens, whole * SIZE, extra_key, None)
+        self.tiers.cached(tokens, extra_key, keys, begin, whole)
+        self.leases.close(lease, None)
+        return found
+
+    def want(self, tokens: list[int], extra_key: str = "") -> Fetch | None:
+        return self.tiers.want(tokens, extra_key, PageKeys(SIZE, extra_key), len(tokens), self.now_ns)
+
+    def submit(self) -> None:
+        self.under_way += self.tiers.ops(self.now_ns)
+
+    def finish(self, index: int = 0, fail_from: int | None = None) -> None:
+        """Carry out one op, its pages from `fail_from` on fail."""
+        number, op = self.under_way.pop(index)
+        count = self._carry_out(op, fail_from)
+        short = fail_from is not None
+        outcome = Outcome.FAILED if short and count == 0 else Outcome.OK
+        self.tiers.completed(number, op, Completion(Ticket(number, "sim"), outcome, count), self.now_ns)
+
+    def drain(self) -> None:
+        for _ in range(1000):
+            self.submit()
+            if not self.under_way:
+                return
+            self.finish()
+        raise AssertionError("the tiers never come to rest")
+
+    def check(self) -> None:
+        self.tiers.check()
+        self.leases.check(self.tiers.leases, idle=False)
+        cache = self.leases.cache
+        assert isinstance(cache, RadixCache)
+        for tokens, extra_key in cache.coldest(1 << 30):
+            ref = cache.match(tokens, extra_key, len(tokens))
+            keys = PageKeys(SIZE, extra_key).upto(tokens, len(tokens) // SIZE)
+            assert [self.device[page] for page in cache.pages(ref)] == keys, "a page of the tree holds other bytes"
+
+    def _carry_out(self, op: HostOp | StoreOp, fail_from: int | None) -> int:
+        match op:
+            case Demote():
+                good = len(op.pages) if fail_from is None else min(fail_from, len(op.pages))
+                for page, slot in zip(op.pages[:good], op.slots, strict=False):
+                    self.slots[slot] = self.device[page]
+            case Promote():
+                good = len(op.pages) if fail_from is None else min(fail_from, len(op.pages))
+                for i, (slot, page) in enumerate(zip(op.slots, op.pages, strict=True)):
+                    self.device[page] = self.slots[slot] if i < good else b"rubbish"
+            case Probe():
+                present = [key in self.store for key in op.keys]
+                good = present.index(False) if False in present else len(present)
+                good = good if fail_from is None else 0
+            case Load():
+                good = 0
+                for key, page in zip(op.keys, op.pages, strict=True):
+                    self.device[page] = b"rubbish"
+                    if good is not None and key in self.store and (fail_from is None or good < fail_from):
+                        self.device[page] = self.store[key]
+                        good += 1
+                    else:
+                        break
+            case Save():
+                good = len(op.keys) if fail_from is None else min(fail_from, len(op.keys))
+                for key, page in zip(op.keys[:good], op.pages, strict=False):
+                    self.store.setdefault(key, self.device[page])
+            case _:
+                raise AssertionError(op)
+        return good
+
+
+def prompt(seed: int, pages: int) -> list[int]:
+    return [random.Random(seed).randrange(1000) for _ in range(pages * SIZE)]
+
+
+def both(**changes: object) -> TierConfig:
+    return TierConfig(**{"host_slots": 64, "store": True, "threshold_tokens": SIZE, "batch_pages": 8, **changes})  # type: ignore[arg-type]
+
+
+def test_a_prefix_comes_back_from_the_host_after_eviction() -> None:
+    world = World(both(store=False))
+    world.compute(prompt(1, 6))
+    world.drain()
+    world.leases.cache.evict(100)
+    assert world.leases.cache.match_length(prompt(1, 6), "", 100) == 0
+    fetch = world.want(prompt(1, 6))
+    assert fetch is not None
+    assert world.tiers.is_holding(fetch, world.now_ns)
+    world.drain()
+    assert not world.tiers.is_holding(fetch, world.now_ns)
+    world.check()
+    assert world.leases.cache.match_length(prompt(1, 6), "", 100) == 6 * SIZE
+    assert world.tiers.totals.host_tokens == 6 * SIZE
+
+
+def test_another_instance_finds_it_in_the_store() -> None:
+    first = World(both(host_slots=0))
+    first.compute(prompt(1, 6))
+    first.drain()
+    second = World(both(), store=first.store)
+    fetch = second.want(prompt(1, 6) + prompt(2, 2))
+    assert fetch is not None
+    second.drain()
+    second.check()
+    assert second.leases.cache.match_length(prompt(1, 6), "", 100) == 6 * SIZE
+    assert second.tiers.host.leading(PageKeys(SIZE).upto(prompt(1, 6), 6)) == 6, "what was loaded is kept by the host"
+
+
+def test_another_salt_finds_nothing() -> None:
+    world = World(both())
+    world.compute(prompt(1, 6), "mine")
+    world.drain()
+    world.leases.cache.evict(100)
+    assert world.want(prompt(1, 6), "yours") is not None, "the store must be asked"
+    world.drain()
+    assert world.leases.cache.match_length(prompt(1, 6), "yours", 100) == 0
+
+
+def test_an_absent_prefix_is_asked_for_once_in_a_while() -> None:
+    world = World(both())
+    world.want(prompt(1, 6))
+    world.drain()
+    assert world.want(prompt(1, 6)) is None
+    assert world.tiers.totals.misses == {"absent": 2}
+    world.now_ns += 2000 * MS
+    assert world.want(prompt(1, 6)) is not None
+
+
+@pytest.mark.parametrize("fail_from", [0, 2])
+def test_a_failing_tier_shortens_the_match(fail_from: int) -> None:
+    world = World(both(host_slots=0))
+    world.compute(prompt(1, 6))
+    world.drain()
+    world.leases.cache.evict(100)
+    world.want(prompt(1, 6))
+    world.submit()
+    world.finish()  # the probe
+    world.submit()
+    world.finish(fail_from=fail_from)
+    world.drain()
+    world.check()
+    assert world.leases.cache.match_length(prompt(1, 6), "", 100) == fail_from * SIZE
+
+
+def test_a_host_page_whose_checksum_fails_is_forgotten() -> None:
+    world = World(both(store=False))
+    world.compute(prompt(1, 4))
+    world.drain()
+    world.leases.cache.evict(100)
+    world.want(prompt(1, 4))
+    world.submit()
+    world.finish(fail_from=1)
+    keys = PageKeys(SIZE).upto(prompt(1, 4), 4)
+    assert world.tiers.host.leading(keys) == 1
+    world.check()
+
+
+def test_selective_keeps_at_the_second_use() -> None:
+    world = World(both(write_policy="write_through_selective"))
+    world.compute(prompt(1, 4))
+    world.drain()
+    assert not world.store
+    world.compute(prompt(1, 4))
+    world.drain()
+    assert len(world.store) == 4
+
+
+def test_write_back_keeps_when_room_gets_short() -> None:
+    world = World(both(write_policy="write_back"))
+    world.compute(prompt(1, 4))
+    world.tiers.tend(world.now_ns)
+    world.drain()
+    assert not world.store
+    for seed in range(2, 11):
+        world.compute(prompt(seed, 4))
+        world.now_ns += 100 * MS
+        world.tiers.tend(world.now_ns)
+        world.drain()
+    assert world.store
+
+
+def test_a_slow_store_is_not_waited_for_longer_than_computing_takes() -> None:
+    world = World(both(host_slots=0, prefetch_policy="timeout"))
+    world.tiers.computed(100, 100 * MS)  # 1 ms a token: 24 tokens take 24 ms
+    world.compute(prompt(1, 6))
+    world.drain()
+    world.leases.cache.evict(100)
+    fetch = world.want(prompt(1, 6))
+    assert fetch is not None
+    world.submit()
+    assert world.tiers.is_holding(fetch, world.now_ns)
+    assert not world.tiers.is_holding(fetch, world.now_ns + 24 * MS // 20)
+    world.finish()
+    world.submit()
+    world.now_ns += 500 * MS
+    world.finish()
+    world.leases.cache.evict(100)
+    assert world.want(prompt(1, 6)) is None, "the store was slower than computing"
+    assert world.tiers.totals.misses["slow"] == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_order_of_events_and_no_failure_mixes_up_bytes(seed: int) -> None:
+    """Random prompts over a small pool, ops that finish in any order and fail anywhere."""
+    rng = random.Random(seed)
+    policy = rng.choice(["write_through", "write_through_selective", "write_back"])
+    world = World(both(host_slots=rng.choice([0, 5, 20]), write_policy=policy, store=rng.random() < 0.8))
+    stems = [prompt(100 + i, 6) for i in range(4)]
+    for _ in range(300):
+        world.now_ns += rng.randrange(50 * MS)
+        stem = rng.choice(stems)
+        tokens = stem[: rng.randrange(1, len(stem))] + prompt(rng.randrange(30), 2)
+        match rng.randrange(5):
+            case 0:
+                world.compute(tokens)
+            case 1:
+                world.want(tokens)
+            case 2:
+                world.tiers.tend(world.now_ns)
+                world.submit()
+            case 3 if world.under_way:
+                world.finish(rng.randrange(len(world.under_way)), rng.choice([None, None, None, 0, 1, 2]))
+            case 4:
+                world.leases.cache.evict(rng.randrange(4))
+                if rng.random() < 0.05:
+                    world.store.clear()
+        world.check()
+    world.drain()
+    world.leases.check([], idle=True)
+    world.check()
