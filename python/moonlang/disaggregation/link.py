@@ -35,7 +35,7 @@ from moonlang.disaggregation import frames
 from moonlang.disaggregation.connection import Address, Connection, Stage
 from moonlang.disaggregation.finder import Finder
 from moonlang.disaggregation.frames import Frame
-from moonlang.disaggregation.peers import Answer, Peers
+from moonlang.disaggregation.peers import Answer, Peers, Reach
 from moonlang.disaggregation.rooms import Claims, Search, Site
 from moonlang.disaggregation.wire import Broke, Came, Wire
 
@@ -56,19 +56,6 @@ class LinkOptions:
     host: str
     token: str = ""
     sums: str = "off"
-
-
-class Reach:
-    """Instances whose control connection stands and is not silent. Written by the link, read by any thread."""
-
-    def __init__(self) -> None:
-        self._instances: frozenset[str] = frozenset()
-
-    def __call__(self, instance: str) -> bool:
-        return instance in self._instances
-
-    def set(self, instances: frozenset[str]) -> None:
-        self._instances = instances
 
 
 OnAnswer = Callable[[Answer], None]
@@ -95,6 +82,7 @@ class TcpLink:
         self._asks: dict[Connection, OnAnswer] = {}
         self._dialled: dict[Address, Connection] = {}
         self._asked: dict[Connection, set[int]] = {}  # rooms asked for on a connection
+        self._broken: BaseException | None = None
         self._stopping = False
         self._turned_ns = monotonic_ns()
         self._thread = threading.Thread(target=self._run, name="peer-link", daemon=True)
@@ -113,6 +101,8 @@ class TcpLink:
         self._command(partial(self._send_to, instance, body))
 
     def recv(self) -> list[PairEvent]:
+        if self._broken is not None:
+            raise self._broken
         with suppress(BlockingIOError):
             os.eventfd_read(self._event_fd)
         found: list[PairEvent] = []
@@ -142,18 +132,25 @@ class TcpLink:
     # ---- the link's thread
 
     def _run(self) -> None:
-        while not self._stopping:
-            for event in self._wire.turn(self._timeout_s(), monotonic_ns):
-                match event:
-                    case Came():
-                        self._came(event.connection, event.frame, monotonic_ns())
-                    case Broke():
-                        self._broke(event.connection, event.why, monotonic_ns(), refused=event.refused)
-            now_ns = monotonic_ns()
-            while self._commands:
-                self._commands.popleft()(now_ns)
-            self._tend(now_ns)
+        try:
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:  # noqa: BLE001 - handed over to the thread that receives, which raises it
+            self._broken = error
+            os.eventfd_write(self._event_fd, 1)
         self._wire.close()
+
+    def _turn(self) -> None:
+        for event in self._wire.turn(self._timeout_s(), monotonic_ns):
+            match event:
+                case Came():
+                    self._came(event.connection, event.frame, monotonic_ns())
+                case Broke():
+                    self._broke(event.connection, event.why, monotonic_ns(), refused=event.refused)
+        now_ns = monotonic_ns()
+        while self._commands:
+            self._commands.popleft()(now_ns)
+        self._tend(now_ns)
 
     def _timeout_s(self) -> float | None:
         busy = self._wire.connections or self._peers.known or any(self._search.active())
