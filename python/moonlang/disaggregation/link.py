@@ -217,7 +217,7 @@ class TcpLink:
             case frames.Rejected(error) if connection.dialled:
                 self._rejected(connection, error, now_ns)
             case frames.Proof() if connection.hello is not None and connection.stage is Stage.GREETING:
-                self._proved(connection, frame, now_ns)
+                self._proved(connection, connection.hello, frame, now_ns)
             case _ if connection.stage is Stage.UP:
                 self._heard(connection, frame, now_ns)
             case _:
@@ -290,46 +290,51 @@ class TcpLink:
         connection.hello = theirs
         ours = self._own(connection)
         wrong = frames.mismatch(theirs, ours)
-        if connection.dialled is not None:
-            if wrong:
-                self._rejected(connection, wrong, now_ns)
-            else:
-                self._send(connection, frames.prove(self._options.token, theirs.nonce), now_ns)
-        elif wrong:
-            self._leave(connection, frames.Rejected(wrong), now_ns)
+        if wrong:
+            self._turn_away(connection, wrong, now_ns)
+        elif connection.dialled is not None:
+            self._send(connection, frames.prove(self._options.token, ours, theirs.nonce), now_ns)
         else:
-            self._ask(theirs.address, partial(self._checked, connection), now_ns)
+            self._send(connection, ours, now_ns)
 
-    def _checked(self, connection: Connection, answer: Answer) -> None:
+    def _proved(self, connection: Connection, theirs: frames.Hello, proof: frames.Proof, now_ns: int) -> None:
+        if not frames.proved(proof, self._options.token, theirs, self._own(connection).nonce):
+            self._turn_away(connection, f"The cluster tokens differ ({frames.TOKEN_VARIABLE}).", now_ns)
+        elif connection.dialled is not None:
+            self._join(connection, theirs, connection.dialled)
+        else:
+            self._ask(theirs.address, partial(self._checked, connection, theirs), now_ns)
+
+    def _checked(self, connection: Connection, theirs: frames.Hello, answer: Answer) -> None:
         """Decode's advertised address has been tried: pages must be able to go there."""
         now_ns = monotonic_ns()
-        theirs = connection.hello
-        if connection not in self._wire.connections or theirs is None:
+        if connection not in self._wire.connections:
             return
         if answer.instance != theirs.card.instance:
             host, port = theirs.address
             found = "another instance answers there" if answer.instance else answer.why
             text = f"It cannot reach this decode instance at the advertised address {host}:{port}: {found}. "
-            self._leave(connection, frames.Rejected(text + "Start it with a --host that others can reach."), now_ns)
+            self._turn_away(connection, text + "Start it with a --host that others can reach.", now_ns)
             return
-        self._send(connection, self._own(connection), now_ns)
-        self._send(connection, frames.prove(self._options.token, theirs.nonce), now_ns)
+        self._send(connection, frames.prove(self._options.token, self._own(connection), theirs.nonce), now_ns)
+        self._join(connection, theirs, theirs.address)
 
-    def _proved(self, connection: Connection, proof: frames.Proof, now_ns: int) -> None:
-        if not frames.proved(proof, self._options.token, self._own(connection).nonce):
-            text = f"The cluster tokens differ ({frames.TOKEN_VARIABLE})."
-            if connection.dialled is None:
-                self._leave(connection, frames.Rejected(text), now_ns)
-            else:
-                self._rejected(connection, text, now_ns)
+    def _join(self, connection: Connection, theirs: frames.Hello, address: Address) -> None:
+        """Both know who the other is."""
+        if connection not in self._wire.connections:
             return
         connection.trust()
-        theirs = connection.hello
-        assert theirs is not None
-        before = self._peers.joined(connection, connection.dialled or theirs.address)
+        before = self._peers.joined(connection, address)
         if before is not None:
             self._wire.drop(before)
         _log.info("Connected to %s instance %s.", theirs.role, theirs.card.instance[:8])
+
+    def _turn_away(self, connection: Connection, error: str, now_ns: int) -> None:
+        """The two sides do not fit: the one who dialled is to know why."""
+        if connection.dialled is None:
+            self._leave(connection, frames.Rejected(error), now_ns)
+        else:
+            self._rejected(connection, error, now_ns)
 
     def _rejected(self, connection: Connection, error: str, now_ns: int) -> None:
         """The two sides of a dialled connection do not fit: nothing that will pass by itself."""
