@@ -147,7 +147,7 @@ def test_decode_must_be_reached_where_it_says(bootstrap: Bootstrap, stations: co
     assert "--host" in error
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "", "x" * 300, "h\n"])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "h\n"])
 def test_hosts_that_are_none(stations: contextlib.ExitStack, host: str) -> None:
     d = decode(stations)
     d.link.open(PeerSpec(host, 8998, 1), clock.monotonic_ns() + FAR_NS)
