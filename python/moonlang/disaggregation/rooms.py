@@ -10,9 +10,9 @@ from moonlang.base.clock import NS_PER_MS, NS_PER_S
 from moonlang.core.pairing import PeerSpec
 from moonlang.disaggregation.connection import Address
 
-REFRESH_NS = 500 * NS_PER_MS  # a site whose rooms stay unfound is looked up again so often
+REFRESH_NS = 250 * NS_PER_MS  # a site whose rooms stay unfound is looked up again so often
 AGAIN_NS = 200 * NS_PER_MS  # between two attempts to connect to one address
-TROUBLE_NS = 1 * NS_PER_S  # when nobody has answered for so long, the rooms of a site are given up
+TROUBLE_NS = 500 * NS_PER_MS  # when nobody has answered for so long, the rooms of a site are given up
 CLAIM_NS = 600 * NS_PER_S
 MAX_CLAIMS = 1 << 16
 MAX_SITES = 256  # kept without rooms to be found: clients may name any number of addresses
