@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from live_server import LiveServer
 from pd_servers import Couple, PdRouter, couple, port_without_listener, seconds_since
+from tiny_folder import write_tiny_folder
 
 from moonlang.base import clock
 
+WIDE = {"num_hidden_layers": 8, "num_key_value_heads": 4, "head_dim": 128}  # 32 KB of keys and values per token
 CHUNK = ("--chunked-prefill-size", "64")  # prompts of more than four pages come in pieces
 STORY = "The old man and the sea. Once upon a time there was a fisherman who had caught nothing for many days. "
 SCHEMA = {
@@ -173,3 +176,20 @@ def test_a_room_is_needed(pair: Couple) -> None:
 def test_health_needs_no_peer(pair: Couple) -> None:
     for one in (pair.prefill, pair.decode):
         assert one.http.get("/health_generate").status_code == 200
+
+
+def test_layers_leave_while_the_rest_is_computed(tmp_path: Path) -> None:
+    """A model with so many keys and values that they are sent in groups of layers; decode alone is the reference."""
+    write_tiny_folder(tmp_path / "model", **WIDE)
+    model = ("--model-path", str(tmp_path / "model"), "--load-format", "dummy", "--enable-metrics")
+    with couple(tmp_path, "local", *model, prefill=("--chunked-prefill-size", "512")) as both:
+        body = {"input_ids": [(7 * i) % 200 for i in range(700)], **GREEDY, "return_logprob": True}
+        first, second = both.submit(body)
+        paired = answers(second.result())
+        assert first.result().status_code == 200
+        alone = {**body, "bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
+        both.decode.http.post("/flush_cache", params={"timeout": 10}).raise_for_status()
+        assert answers(both.decode.http.post("/generate", json=alone)) == paired
+        pushes = both.prefill.load()["pairs"]["distributions"]["kv_transfer_latency_ms"]["counts"]
+        assert sum(pushes) >= 2 * 4, "each of the two chunks in several groups"
+        both.wait_free()

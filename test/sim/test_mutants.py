@@ -10,6 +10,7 @@ from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import SchedulerConfig
 from moonlang.sim.checkers import bounds, delivery, isolation, liveness, order, pages, radix, replay
 from moonlang.sim.mutants import MUTANTS, Mutant, hunt, is_stale, load
+from moonlang.sim.pd.mutants import MUTANTS as PD_MUTANTS
 from moonlang.sim.run import run, shrink
 from moonlang.sim.stage import Checker
 from moonlang.sim.violation import Violation
@@ -20,9 +21,9 @@ BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 MOST_SEEDS = 300
 
 
-@pytest.mark.parametrize("mutant", [m for m in MUTANTS if not m.equivalent], ids=lambda m: m.name)
+@pytest.mark.parametrize("mutant", [m for m in (*MUTANTS, *PD_MUTANTS) if not m.equivalent], ids=lambda m: m.name)
 def test_mutants_are_caught(mutant: Mutant) -> None:
-    assert not is_stale(mutant), "the brain has changed: bring sim/mutants.py up to date"
+    assert not is_stale(mutant), "the brain has changed: bring the mutants in moonlang.sim up to date"
     assert hunt(mutant, range(MOST_SEEDS)).caught
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from moonlang.base import clock
 from moonlang.core.kv import KvRegion, KvSchema
 from moonlang.core.pairing import KvCard, PairEvent
-from moonlang.disaggregation.link import LinkOptions, Reach, TcpLink
+from moonlang.disaggregation.link import LinkOptions, TcpLink
+from moonlang.disaggregation.peers import Reach
 
 T = TypeVar("T")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 CONTEXT = 4096
 
 
-def write_tiny_folder(folder: Path) -> Path:
-    """A one-layer Llama whose tokens are the 256 bytes and two special tokens."""
+def write_tiny_folder(folder: Path, **changes: Any) -> Path:
+    """A one-layer Llama whose tokens are the 256 bytes and two special tokens. changes: of its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -38,5 +39,5 @@ def write_tiny_folder(folder: Path) -> Path:
         "torch_dtype": "float32",
         "tie_word_embeddings": False,
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | changes))
     return folder

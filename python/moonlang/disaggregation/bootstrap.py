@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -64,7 +65,7 @@ def resolve(address: Address) -> Address:
     """The numeric form of an address. PeerError when the name is unknown."""
     try:
         found = socket.getaddrinfo(address[0], address[1], type=socket.SOCK_STREAM)[0][4]
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for names that cannot be
         raise PeerError(f"The name {address[0]!r} cannot be resolved: {_reason(error)}.") from error
     return str(found[0]), int(found[1])
 
@@ -72,15 +73,13 @@ def resolve(address: Address) -> Address:
 def _call(
     site: Address, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(*site, timeout=TIMEOUT_S)
     try:
-        connection.request(method, path, body, headers or {})
-        reply = connection.getresponse()
-        return reply.status, reply.read(MAX_ANSWER_BYTES)
-    except (OSError, http.client.HTTPException) as error:
+        with closing(http.client.HTTPConnection(*site, timeout=TIMEOUT_S)) as connection:
+            connection.request(method, path, body, headers or {})
+            reply = connection.getresponse()
+            return reply.status, reply.read(MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise PeerError(f"No bootstrap server answers at {site[0]}:{site[1]}: {_reason(error)}.") from error
-    finally:
-        connection.close()
 
 
 def _stranger(site: Address, status: int) -> PeerError:

@@ -116,6 +116,7 @@ class TransferChannel:
         self._lanes: dict[str, _Lane] = {}
         self._open: dict[int, Work] = {}
         self._done: deque[Completion] = deque()
+        self._broken: BaseException | None = None
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._next = 0
 
@@ -146,6 +147,9 @@ class TransferChannel:
         return ticket
 
     def poll(self) -> Sequence[Completion]:
+        """See Channel.poll. Raises what a backend has raised that is no failure of a transfer, which is fatal."""
+        if self._broken is not None:
+            raise self._broken
         with suppress(BlockingIOError):
             os.eventfd_read(self._event)
         found: list[Completion] = []
@@ -195,6 +199,9 @@ class TransferChannel:
             self._complete(work, stopped.outcome, str(stopped))
         except PeerError as error:
             self._complete(work, Outcome.FAILED, str(error))
+        except BaseException as error:  # noqa: BLE001 - handed over to the polling thread, which raises it
+            self._broken = error
+            self._announce()
         else:
             pages = op.source if isinstance(op, Push) else op.pages
             size = len(pages) * sum(span.size for span in op.spans)
@@ -222,10 +229,14 @@ class TransferChannel:
     ) -> None:
         with self._lock:
             self._open.pop(work.ticket.id, None)
-            if self._event < 0:
-                return  # closed; a lane that hung has come back
             self._done.append(Completion(work.ticket, outcome, count, size, error, value))
-            os.eventfd_write(self._event, 1)
+        self._announce()
+
+    def _announce(self) -> None:
+        """`poll` has something."""
+        with self._lock:
+            if self._event >= 0:  # else closed; a lane that hung has come back
+                os.eventfd_write(self._event, 1)
 
 
 class _Lane:

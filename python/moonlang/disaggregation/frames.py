@@ -1,9 +1,12 @@
 """What travels between two instances: length-prefixed msgpack of these types, nothing else.
 
     connector  Hello  ->            who I am
-    acceptor        <-  Hello       and I; or Rejected, and the end
-    both       Proof <->            I know the cluster's token
+    acceptor         <-  Hello      and I
+    connector  Proof  ->            I know the cluster's token
+    acceptor         <-  Proof      and I, and I reach you where you say that you listen
     then       Where, Here, Beat and the messages of core.pairing, in any order
+
+Instead of its next line the acceptor may say Rejected, and that is the end.
 
 A connection may instead begin with Ask, which is answered by Alive and the end.
 """
@@ -42,7 +45,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """mac: of the other side's nonce, under the cluster's token."""
+    """mac: of the other side's nonce and who proves it, under the cluster's token."""
 
     mac: bytes
 
@@ -119,16 +122,18 @@ class Unpacker:
         return frames
 
 
-def prove(token: str, nonce: bytes) -> Proof:
-    return Proof(_mac(token, nonce))
+def prove(token: str, prover: Hello, nonce: bytes) -> Proof:
+    """nonce: of the one to whom it is proved."""
+    return Proof(_mac(token, prover, nonce))
 
 
-def proved(proof: Proof, token: str, nonce: bytes) -> bool:
-    return hmac.compare_digest(proof.mac, _mac(token, nonce))
+def proved(proof: Proof, token: str, prover: Hello, nonce: bytes) -> bool:
+    return hmac.compare_digest(proof.mac, _mac(token, prover, nonce))
 
 
-def _mac(token: str, nonce: bytes) -> bytes:
-    return hmac.digest(token.encode(), nonce, hashlib.sha256)
+def _mac(token: str, prover: Hello, nonce: bytes) -> bytes:
+    """Role and instance are in it, so that nobody's proof can be sent back to him or passed off as another's."""
+    return hmac.digest(token.encode(), msgspec.json.encode((prover.role, prover.card.instance)) + nonce, hashlib.sha256)
 
 
 def mismatch(here: Hello, there: Hello) -> str:

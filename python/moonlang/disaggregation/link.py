@@ -35,7 +35,7 @@ from moonlang.disaggregation import frames
 from moonlang.disaggregation.connection import Address, Connection, Stage
 from moonlang.disaggregation.finder import Finder
 from moonlang.disaggregation.frames import Frame
-from moonlang.disaggregation.peers import Answer, Peers
+from moonlang.disaggregation.peers import Answer, Peers, Reach
 from moonlang.disaggregation.rooms import Claims, Search, Site
 from moonlang.disaggregation.wire import Broke, Came, Wire
 
@@ -56,19 +56,6 @@ class LinkOptions:
     host: str
     token: str = ""
     sums: str = "off"
-
-
-class Reach:
-    """Instances whose control connection stands and is not silent. Written by the link, read by any thread."""
-
-    def __init__(self) -> None:
-        self._instances: frozenset[str] = frozenset()
-
-    def __call__(self, instance: str) -> bool:
-        return instance in self._instances
-
-    def set(self, instances: frozenset[str]) -> None:
-        self._instances = instances
 
 
 OnAnswer = Callable[[Answer], None]
@@ -95,6 +82,7 @@ class TcpLink:
         self._asks: dict[Connection, OnAnswer] = {}
         self._dialled: dict[Address, Connection] = {}
         self._asked: dict[Connection, set[int]] = {}  # rooms asked for on a connection
+        self._broken: BaseException | None = None
         self._stopping = False
         self._turned_ns = monotonic_ns()
         self._thread = threading.Thread(target=self._run, name="peer-link", daemon=True)
@@ -113,6 +101,8 @@ class TcpLink:
         self._command(partial(self._send_to, instance, body))
 
     def recv(self) -> list[PairEvent]:
+        if self._broken is not None:
+            raise self._broken
         with suppress(BlockingIOError):
             os.eventfd_read(self._event_fd)
         found: list[PairEvent] = []
@@ -142,18 +132,25 @@ class TcpLink:
     # ---- the link's thread
 
     def _run(self) -> None:
-        while not self._stopping:
-            for event in self._wire.turn(self._timeout_s(), monotonic_ns):
-                match event:
-                    case Came():
-                        self._came(event.connection, event.frame, monotonic_ns())
-                    case Broke():
-                        self._broke(event.connection, event.why, monotonic_ns(), refused=event.refused)
-            now_ns = monotonic_ns()
-            while self._commands:
-                self._commands.popleft()(now_ns)
-            self._tend(now_ns)
+        try:
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:  # noqa: BLE001 - handed over to the thread that receives, which raises it
+            self._broken = error
+            os.eventfd_write(self._event_fd, 1)
         self._wire.close()
+
+    def _turn(self) -> None:
+        for event in self._wire.turn(self._timeout_s(), monotonic_ns):
+            match event:
+                case Came():
+                    self._came(event.connection, event.frame, monotonic_ns())
+                case Broke():
+                    self._broke(event.connection, event.why, monotonic_ns(), refused=event.refused)
+        now_ns = monotonic_ns()
+        while self._commands:
+            self._commands.popleft()(now_ns)
+        self._tend(now_ns)
 
     def _timeout_s(self) -> float | None:
         busy = self._wire.connections or self._peers.known or any(self._search.active())
@@ -220,7 +217,7 @@ class TcpLink:
             case frames.Rejected(error) if connection.dialled:
                 self._rejected(connection, error, now_ns)
             case frames.Proof() if connection.hello is not None and connection.stage is Stage.GREETING:
-                self._proved(connection, frame, now_ns)
+                self._proved(connection, connection.hello, frame, now_ns)
             case _ if connection.stage is Stage.UP:
                 self._heard(connection, frame, now_ns)
             case _:
@@ -293,46 +290,51 @@ class TcpLink:
         connection.hello = theirs
         ours = self._own(connection)
         wrong = frames.mismatch(theirs, ours)
-        if connection.dialled is not None:
-            if wrong:
-                self._rejected(connection, wrong, now_ns)
-            else:
-                self._send(connection, frames.prove(self._options.token, theirs.nonce), now_ns)
-        elif wrong:
-            self._leave(connection, frames.Rejected(wrong), now_ns)
+        if wrong:
+            self._turn_away(connection, wrong, now_ns)
+        elif connection.dialled is not None:
+            self._send(connection, frames.prove(self._options.token, ours, theirs.nonce), now_ns)
         else:
-            self._ask(theirs.address, partial(self._checked, connection), now_ns)
+            self._send(connection, ours, now_ns)
 
-    def _checked(self, connection: Connection, answer: Answer) -> None:
+    def _proved(self, connection: Connection, theirs: frames.Hello, proof: frames.Proof, now_ns: int) -> None:
+        if not frames.proved(proof, self._options.token, theirs, self._own(connection).nonce):
+            self._turn_away(connection, f"The cluster tokens differ ({frames.TOKEN_VARIABLE}).", now_ns)
+        elif connection.dialled is not None:
+            self._join(connection, theirs, connection.dialled)
+        else:
+            self._ask(theirs.address, partial(self._checked, connection, theirs), now_ns)
+
+    def _checked(self, connection: Connection, theirs: frames.Hello, answer: Answer) -> None:
         """Decode's advertised address has been tried: pages must be able to go there."""
         now_ns = monotonic_ns()
-        theirs = connection.hello
-        if connection not in self._wire.connections or theirs is None:
+        if connection not in self._wire.connections:
             return
         if answer.instance != theirs.card.instance:
             host, port = theirs.address
             found = "another instance answers there" if answer.instance else answer.why
             text = f"It cannot reach this decode instance at the advertised address {host}:{port}: {found}. "
-            self._leave(connection, frames.Rejected(text + "Start it with a --host that others can reach."), now_ns)
+            self._turn_away(connection, text + "Start it with a --host that others can reach.", now_ns)
             return
-        self._send(connection, self._own(connection), now_ns)
-        self._send(connection, frames.prove(self._options.token, theirs.nonce), now_ns)
+        self._send(connection, frames.prove(self._options.token, self._own(connection), theirs.nonce), now_ns)
+        self._join(connection, theirs, theirs.address)
 
-    def _proved(self, connection: Connection, proof: frames.Proof, now_ns: int) -> None:
-        if not frames.proved(proof, self._options.token, self._own(connection).nonce):
-            text = f"The cluster tokens differ ({frames.TOKEN_VARIABLE})."
-            if connection.dialled is None:
-                self._leave(connection, frames.Rejected(text), now_ns)
-            else:
-                self._rejected(connection, text, now_ns)
+    def _join(self, connection: Connection, theirs: frames.Hello, address: Address) -> None:
+        """Both know who the other is."""
+        if connection not in self._wire.connections:
             return
         connection.trust()
-        theirs = connection.hello
-        assert theirs is not None
-        before = self._peers.joined(connection, connection.dialled or theirs.address)
+        before = self._peers.joined(connection, address)
         if before is not None:
             self._wire.drop(before)
         _log.info("Connected to %s instance %s.", theirs.role, theirs.card.instance[:8])
+
+    def _turn_away(self, connection: Connection, error: str, now_ns: int) -> None:
+        """The two sides do not fit: the one who dialled is to know why."""
+        if connection.dialled is None:
+            self._leave(connection, frames.Rejected(error), now_ns)
+        else:
+            self._rejected(connection, error, now_ns)
 
     def _rejected(self, connection: Connection, error: str, now_ns: int) -> None:
         """The two sides of a dialled connection do not fit: nothing that will pass by itself."""

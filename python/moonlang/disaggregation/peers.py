@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S
 from moonlang.base.process_state import can_run
@@ -37,19 +37,30 @@ class Answer(NamedTuple):
     reached: bool = True
 
 
-class MarkReach(Protocol):
-    def set(self, instances: frozenset[str]) -> None: ...
+class Reach:
+    """Instances whose control connection stands and is not silent. Written by the link, read by any thread."""
+
+    def __init__(self) -> None:
+        self._instances: frozenset[str] = frozenset()
+
+    def __call__(self, instance: str) -> bool:
+        return instance in self._instances
+
+    def set(self, instances: frozenset[str]) -> None:
+        self._instances = instances
 
 
 @dataclass(slots=True)
 class Peer:
-    """One instance. address: where it listens. ask_ns: when to ask again who is there; None: an answer is awaited.
+    """One instance. address: where it listens. unsure: nothing was heard of it since this thread has not run for a
+    while. ask_ns: when to ask again who is there; None: an answer is awaited.
     away_ns: since when its host gives no sign of life; gone_ns: when to say that it is gone, 0: not known to be."""
 
     card: KvCard
     address: Address
     connection: Connection | None
     silent: bool = False
+    unsure: bool = False
     ask_ns: int | None = 0
     away_ns: int = 0
     gone_ns: int = 0
@@ -58,7 +69,7 @@ class Peer:
 class Peers:
     """Owned by the link's thread. emit: called with every Lost; reach: told who is up whenever that changes."""
 
-    def __init__(self, reach: MarkReach, emit: Callable[[Lost], None], *, host: str) -> None:
+    def __init__(self, reach: Reach, emit: Callable[[Lost], None], *, host: str) -> None:
         """host: as on our own card; "" when other processes of it cannot be told."""
         self._host = host
         self._reach = reach
@@ -92,8 +103,8 @@ class Peers:
     def heard(self, connection: Connection) -> None:
         """A sign of life."""
         peer = self._peers.get(connection.instance)
-        if peer is not None and peer.silent and peer.connection is connection:
-            peer.silent = False
+        if peer is not None and (peer.silent or peer.unsure) and peer.connection is connection:
+            peer.silent = peer.unsure = False
             self._mark()
 
     def broke(self, connection: Connection, now_ns: int) -> bool:
@@ -134,7 +145,7 @@ class Peers:
         for peer in self._peers.values():
             if peer.connection is not None:
                 peer.connection.heard_ns += by_ns
-                peer.silent |= by_ns > SILENT_NS
+                peer.unsure |= by_ns > SILENT_NS
         self._mark()
 
     def to_ask(self, now_ns: int) -> list[Peer]:
@@ -169,5 +180,9 @@ class Peers:
 
     def _mark(self) -> None:
         self._reach.set(
-            frozenset(name for name, peer in self._peers.items() if peer.connection is not None and not peer.silent)
+            frozenset(
+                name
+                for name, peer in self._peers.items()
+                if peer.connection is not None and not (peer.silent or peer.unsure)
+            )
         )

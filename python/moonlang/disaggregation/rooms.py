@@ -10,11 +10,13 @@ from moonlang.base.clock import NS_PER_MS, NS_PER_S
 from moonlang.core.pairing import PeerSpec
 from moonlang.disaggregation.connection import Address
 
-REFRESH_NS = 500 * NS_PER_MS  # a site whose rooms stay unfound is looked up again so often
+REFRESH_NS = 250 * NS_PER_MS  # a site whose rooms stay unfound is looked up again so often
 AGAIN_NS = 200 * NS_PER_MS  # between two attempts to connect to one address
-TROUBLE_NS = 1 * NS_PER_S  # when nobody has answered for so long, the rooms of a site are given up
+TROUBLE_NS = 500 * NS_PER_MS  # when nobody has answered for so long, the rooms of a site are given up
 CLAIM_NS = 600 * NS_PER_S
 MAX_CLAIMS = 1 << 16
+MAX_SITES = 256  # kept without rooms to be found: clients may name any number of addresses
+MAX_REFUSALS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,15 @@ class Search:
     """Decode's side: rooms to be found, by the bootstrap address they came with."""
 
     def __init__(self) -> None:
-        self._sites: dict[Address, Site] = {}
+        self._sites: OrderedDict[Address, Site] = OrderedDict()  # the one used last comes last
         self._site_of: dict[int, Address] = {}
-        self._refusals: dict[Address, tuple[str, int]] = {}  # by address of an instance: why, and when
+        self._refusals: OrderedDict[Address, tuple[str, int]] = OrderedDict()  # by address of an instance: why, when
 
     def add(self, spec: PeerSpec, deadline_ns: int, now_ns: int) -> None:
         where = (spec.host, spec.port)
         site = self._sites.setdefault(where, Site())
+        self._sites.move_to_end(where)
+        self._forget_sites()
         if not site.opens:  # whatever was wrong may have passed
             site.trouble_ns, site.hopeless = 0, False
         site.opens[spec.room] = _Sought(deadline_ns, now_ns)
@@ -84,7 +88,9 @@ class Search:
 
     def found(self, where: Address, result: tuple[Address, ...] | str, now_ns: int) -> None:
         """A site has been looked up: its addresses, or why there are none."""
-        site = self._sites[where]
+        site = self._sites.get(where)
+        if site is None:
+            return
         site.looking, site.looked_ns = False, now_ns
         if isinstance(result, str):
             site.error = result
@@ -94,6 +100,9 @@ class Search:
     def refused(self, address: Address, text: str, now_ns: int) -> None:
         """A connection to an instance could not be made, or has ended."""
         self._refusals[address] = (text, now_ns)
+        self._refusals.move_to_end(address)
+        if len(self._refusals) > MAX_REFUSALS:
+            self._refusals.popitem(last=False)
 
     def may_dial(self, address: Address, now_ns: int) -> bool:
         refusal = self._refusals.get(address)
@@ -114,6 +123,12 @@ class Search:
                 if trouble or now_ns >= sought.deadline_ns:
                     over.append((room, f"No prefill instance for this request behind {host}:{port}. {text}"))
         return over
+
+    def _forget_sites(self) -> None:
+        if len(self._sites) > MAX_SITES:
+            idle = [where for where, site in self._sites.items() if not site.opens]
+            for where in idle[: len(self._sites) - MAX_SITES]:
+                del self._sites[where]
 
     def _explain(self, site: Site) -> str:
         if site.error:

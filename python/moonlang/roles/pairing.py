@@ -22,7 +22,8 @@ from moonlang.core.ticket import Ticket
 from moonlang.disaggregation import page_memory
 from moonlang.disaggregation.channel import TransferOptions
 from moonlang.disaggregation.frames import TOKEN_VARIABLE
-from moonlang.disaggregation.link import LinkOptions, Reach, TcpLink
+from moonlang.disaggregation.link import LinkOptions, TcpLink
+from moonlang.disaggregation.peers import Reach
 from moonlang.roles.pair_watch import PairWatch
 from moonlang.scheduler.pair_side import PairSide
 from moonlang.scheduler.settings import PairingConfig

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from moonlang.base import clock
 from moonlang.sim import mutants, traces
 from moonlang.sim.pd import museum
+from moonlang.sim.pd import mutants as pd_mutants
 from moonlang.sim.run import KINDS, AnyCase, Outcome, combined_digest, draw_case, kind_of, run, run_seeds, shrink
 
 _SHOWN_FAILURES = 3
@@ -99,7 +100,8 @@ def _explain(outcome: Outcome) -> None:
 def _mutants(most_seeds: int, kinds: str) -> int:
     """Every mutant that can change an answer must be caught."""
     exhibits = [exhibit.mutant for exhibit in museum.EXHIBITS]
-    chosen = [mutant for mutant in (*mutants.MUTANTS, *exhibits) if kinds in ("mixed", mutant.kind)]
+    everything = (*mutants.MUTANTS, *pd_mutants.MUTANTS, *exhibits)
+    chosen = [mutant for mutant in everything if kinds in ("mixed", mutant.kind)]
     stale = [mutant.name for mutant in chosen if mutants.is_stale(mutant)]
     if stale:
         _say(f"the brain has changed, bring these mutants up to date in moonlang.sim: {', '.join(stale)}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +13,6 @@ from moonlang.sim.pd.transfer import TransferSpec
 from moonlang.sim.pd.workload import PdCase, draw
 from moonlang.sim.pd.world import PdWorld
 from moonlang.sim.run import run
-
-REGRESSIONS = tomllib.loads((Path(__file__).parents[1] / "regressions.toml").read_text())["pair"]
 
 
 def holds(case: PdCase) -> None:
@@ -72,11 +68,6 @@ def test_any_transfer_engine_will_do(transfer: TransferSpec, seed: int) -> None:
 )
 def test_settings_of_pairs_hold(pairing: dict[str, Any], seed: int) -> None:
     holds(alone(draw(seed), fallback=seed % 2 == 0, **pairing))
-
-
-@pytest.mark.parametrize("case", REGRESSIONS, ids=lambda case: f"{case['seed']}")
-def test_what_failed_once_holds_now(case: dict[str, Any]) -> None:
-    holds(draw(case["seed"]))
 
 
 def test_workloads_reach_the_rare_states() -> None:

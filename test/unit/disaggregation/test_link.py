@@ -126,6 +126,34 @@ def test_those_who_do_not_fit_are_told_why(
         assert all(word in error for word in (*words, "127.0.0.1"))
 
 
+def test_all_addresses_are_no_address(bootstrap: Bootstrap, stations: contextlib.ExitStack) -> None:
+    """Then each side is reached where the other one has met it."""
+    p, d = prefill(bootstrap, stations, host="0.0.0.0"), decode(stations, host="0.0.0.0")
+    assert p.link.address[0] == d.link.address[0] == ""
+    p.link.claim(1)
+    seek(d, bootstrap, 1)
+    d.wait_for(Linked)
+
+
+def test_decode_must_be_reached_where_it_says(bootstrap: Bootstrap, stations: contextlib.ExitStack) -> None:
+    p, d = prefill(bootstrap, stations), decode(stations)
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        d.link.address = dead.getsockname()
+        p.link.claim(1)
+        seek(d, bootstrap, 1)
+        error = d.wait_for(Unreachable, 3).error
+    assert f"advertised address 127.0.0.1:{d.link.address[1]}" in error
+    assert "--host" in error
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "h\n"])
+def test_hosts_that_are_none(stations: contextlib.ExitStack, host: str) -> None:
+    d = decode(stations)
+    d.link.open(PeerSpec(host, 8998, 1), clock.monotonic_ns() + FAR_NS)
+    assert d.wait_for(Unreachable, 8).room == 1
+
+
 def test_a_refusal_is_not_for_ever(bootstrap: Bootstrap, stations: contextlib.ExitStack) -> None:
     misfit, d = prefill(bootstrap, stations, backend="fake"), decode(stations)
     seek(d, bootstrap, 1)

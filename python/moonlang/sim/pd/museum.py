@@ -36,35 +36,35 @@ _QUARANTINE = "self._roster.memory.quarantine(request.lease)"
 EXHIBITS: tuple[Exhibit, ...] = (
     # ---- hangs
     _exhibit(
-        5,
+        0,
         "sglang#6215",
         "decode hangs on a prefill instance that is dead",
         _DECODE,
         ('            deltas += self._fail(room, "The prefill instance is out of reach.")\n', "            pass\n"),
     ),
     _exhibit(
-        2,
+        47,
         "sglang#34289",
         "prefill is replaced behind the same address: what decode had lent to its predecessor never comes back",
         _PARTINGS,
         ("            parting.drained |= gone\n", ""),
     ),
     _exhibit(
-        18,
+        0,
         "sglang#9726",
         "decode goes on waiting after prefill has failed",
         _PREFILL,
         ("            self._conclude(room, refuse)\n", "            room.final, room.repeat_ns = refuse, 1 << 62\n"),
     ),
     _exhibit(
-        104,
+        23,
         "sglang#29978",
         "a lost control message is a hang",
         _DECODE,
         ("room.repeat_ns = self._now_ns + self._config.repeat_ns", "room.repeat_ns = 1 << 62"),
     ),
     _exhibit(
-        275,
+        198,
         "sglang#16903",
         "the death of one peer fails the requests of the others",
         _DECODE,
@@ -79,7 +79,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
     ),
     # ---- leaks
     _exhibit(
-        1,
+        0,
         "llm-d#1138",
         "a cancel while pages are on their way strands them on prefill until a timeout",
         _PREFILL,
@@ -101,7 +101,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
         (f"pages = {_QUARANTINE}\n", f"{_QUARANTINE}\n"),
     ),
     _exhibit(
-        0,
+        1,
         "sglang#8352",
         "prefill keeps the pages of requests that went well, until none are left",
         _PREFILL,
@@ -111,7 +111,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
         ),
     ),
     _exhibit(
-        5,
+        2,
         "sglang#36926",
         "a prefill that is aborted between two chunks leaks what it has computed",
         _PREFILL,
@@ -125,7 +125,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
         ("                roster.unlease(request)\n", "                pass\n"),
     ),
     _exhibit(
-        7,
+        11,
         "vllm#56430",
         "pages leak when a request falls back to computing by itself",
         _DECODE,
@@ -138,7 +138,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
     ),
     # ---- wrong output
     _exhibit(
-        23,
+        27,
         "sglang#30233",
         "decode starts on KV of which a part is missing",
         _DECODE,
@@ -160,14 +160,14 @@ EXHIBITS: tuple[Exhibit, ...] = (
         (f"pages = {_QUARANTINE}\n", "self._roster.memory.close(request.lease, None)\n"),
     ),
     _exhibit(
-        25,
+        1,
         "sglang#15674",
         "with fewer ranks on decode every rank's heads are read from the beginning of the page",
         _LAYOUT,
         ("source_head=head - origin.first_head,", "source_head=0,"),
     ),
     _exhibit(
-        48,
+        132,
         "sglang#23744",
         "with more ranks on prefill every rank's heads are written to the beginning of the page",
         _LAYOUT,

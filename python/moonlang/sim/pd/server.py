@@ -83,6 +83,7 @@ class Server:
         self._rng = random.Random(f"{case.seed} {self.instance}")
         self._host = host
         self._late_ns = case.plan_ns
+        self._results_first = self._rng.random() < 0.5  # the order in which a step takes things must not matter
         self.transfer = SimTransfer(
             self.process,
             self.link,
@@ -153,20 +154,8 @@ class Server:
         calls, self._calls = self._calls, []
         for call in calls:
             self._answer(call(now_ns))
-        for event in self.link.recv():
-            self._host.heard(self, event)
-            self._answer(scheduler.peers.heard(event, now_ns))
-        for completion in self.transfer.poll():
-            self._host.tell(self.instance, "transfer", completion)
-            number = next(number for number, ticket in self._tickets.items() if ticket == completion.ticket)
-            del self._tickets[number]
-            self._answer(scheduler.peers.transferred(number, completion, now_ns))
-        if self.pipeline.progress != self._progress:
-            self._progress = self.pipeline.progress
-            scheduler.peers.progress(*self._progress)
-        for result in self.pipeline.poll():
-            self._host.tell(self.instance, "done", result)
-            self._answer(scheduler.commit(result, now_ns))
+        for take in (self._commit, self._hear) if self._results_first else (self._hear, self._commit):
+            take(now_ns)
         for spec in scheduler.grammars_wanted():
             self.process.after(compile_ns(spec), lambda s=spec: self._compiled(s))
         self._answer(scheduler.expire(now_ns))
@@ -180,6 +169,27 @@ class Server:
             checker.after_step(self)
         self._host.stepped(self)
         self._set_timer()
+
+    def _commit(self, now_ns: int) -> None:
+        """Plans that have run."""
+        for result in self.pipeline.poll():
+            self._host.tell(self.instance, "done", result)
+            self._answer(self.scheduler.commit(result, now_ns))
+
+    def _hear(self, now_ns: int) -> None:
+        """How far the running plan is, what peers have said, and transfers that have ended."""
+        peers = self.scheduler.peers
+        if self.pipeline.progress != self._progress:
+            self._progress = self.pipeline.progress
+            peers.progress(*self._progress)
+        for event in self.link.recv():
+            self._host.heard(self, event)
+            self._answer(peers.heard(event, now_ns))
+        for completion in self.transfer.poll():
+            self._host.tell(self.instance, "transfer", completion)
+            number = next(number for number, ticket in self._tickets.items() if ticket == completion.ticket)
+            del self._tickets[number]
+            self._answer(peers.transferred(number, completion, now_ns))
 
     def _send_out(self) -> None:
         """What the scheduler wants of link and transfer engine."""

@@ -19,9 +19,10 @@ from moonlang.sim.pd.transfer import TransferSpec
 from moonlang.sim.workload import EOS, Script, Scripts, draw_config
 
 Role = Literal["prefill", "decode"]
-FaultKind = Literal["kill", "hang", "reset", "clog"]
+FaultKind = Literal["kill", "hang", "reset", "clog", "router"]
 
 FAULT_INDEX = 1000  # faults are numbered from here on, scripts below: one numbering for what can be left out
+_SHORT_NS = 10_000 * NS_PER_MS  # a patience that may run out while messages are repeated
 _FINGERPRINT, _OTHER_FINGERPRINT = "w1", "w2"
 
 
@@ -43,7 +44,8 @@ class Site:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """kill: the server at `site` dies and a new one starts there after duration_ns. hang: it is stopped for so long.
-    reset, clog: the connections between `site` and `peer` break, or carry nothing for so long."""
+    reset, clog: the connections between `site` and `peer` break, or carry nothing for so long. router: it dies, and all
+    clients lose their connections."""
 
     index: int
     at_ns: int
@@ -90,7 +92,10 @@ class PdCase:
         """Whether any request may fail so that it has to be sent again, faults of servers and connections apart."""
         bounded = any(site.config.max_queued is not None for site in self.sites)
         weights = dict.fromkeys(site.pairing.card.regions[0].schema.fingerprint for site in self.sites)
-        return self.transfer.failed > 0 or self.transfer.corrupt > 0 or bounded or self.forgets or len(weights) > 1
+        hurried = any(site.pairing.patience_ns < _SHORT_NS for site in self.sites)
+        slow = hurried and (self.net.lost > 0 or self.transfer.delayed > 0)
+        failing = self.transfer.failed > 0 or self.transfer.corrupt > 0
+        return failing or slow or bounded or self.forgets or len(weights) > 1
 
     @property
     def forgets(self) -> bool:
@@ -130,7 +135,8 @@ def draw(seed: int) -> PdCase:
     scripts = Scripts(rng, base, model).draw(rng.randint(2, 14))
     trouble = rng.choice(("none", "none", "messages", "transfers", "servers", "servers", "all"))
     transfer = _draw_transfer(rng, troubled=trouble in ("transfers", "all"))
-    sites = _draw_sites(rng, base, schema, corrupt=transfer.corrupt > 0)
+    net = _draw_net(rng, troubled=trouble in ("messages", "all"))
+    sites = _draw_sites(rng, base, schema, corrupt=transfer.corrupt > 0, late_copies=net.late_copies)
     span_ns = max(script.at_ns for script in scripts) + 30 * NS_PER_MS
     return PdCase(
         seed=seed,
@@ -139,7 +145,7 @@ def draw(seed: int) -> PdCase:
         sites=sites,
         scripts=tuple(scripts),
         faults=_draw_faults(rng, sites, span_ns) if trouble in ("servers", "all") else (),
-        net=_draw_net(rng, troubled=trouble in ("messages", "all")),
+        net=net,
         transfer=transfer,
         router=RouterSpec(
             retries=rng.choice((0, 0, 1, 3)),
@@ -151,11 +157,15 @@ def draw(seed: int) -> PdCase:
     )
 
 
-def _draw_sites(rng: random.Random, base: SchedulerConfig, schema: KvSchema, *, corrupt: bool) -> tuple[Site, ...]:
+def _draw_sites(
+    rng: random.Random, base: SchedulerConfig, schema: KvSchema, *, corrupt: bool, late_copies: bool
+) -> tuple[Site, ...]:
     """Servers with settings of their own; page size and context are common, and any pool holds the longest sequence."""
     fallback = rng.random() < 0.4
     patience_ns = rng.choice((60_000, 60_000, 3_000)) * NS_PER_MS
-    bounded, most_early = rng.random() < 0.2, rng.choice((4096, 4096, 4096, 4096, 2))
+    bounded = rng.random() < 0.2
+    # Late copies of messages are recognised by what is remembered of their rooms.
+    most_early = rng.choice((4096, 4096, 4096, 2)) if not late_copies else 4096
     ranks = {"prefill": 1, "decode": 1}
     if schema.num_kv_heads > 1:
         ranks = {"prefill": rng.choice((1, 2, 4)), "decode": rng.choice((1, 2, 4))}
@@ -208,8 +218,8 @@ def _draw_faults(rng: random.Random, sites: tuple[Site, ...], span_ns: int) -> t
     prefills = [site.name for site in sites if site.role == "prefill"]
     decodes = [site.name for site in sites if site.role == "decode"]
     faults: list[Fault] = []
-    every: tuple[FaultKind, ...] = ("kill", "hang", "reset", "clog")
-    kinds = rng.choice((every[:1], every[1:2], every[2:], every))
+    every: tuple[FaultKind, ...] = ("kill", "hang", "reset", "clog", "router")
+    kinds = rng.choice((every[:1], every[1:2], every[2:4], every))
     for number in range(rng.randint(1, 4)):
         kind = rng.choice(kinds)
         on_link = kind in ("reset", "clog")

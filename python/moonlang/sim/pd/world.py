@@ -195,7 +195,7 @@ class PdWorld:
         client.take(delta)
         most = client.script.abort_at_tokens
         if delta.finish is None and most is not None and len(client.tokens) >= most:
-            self._agenda.at(self.now_ns, lambda: self._hang_up(client.script))
+            self._agenda.at(self.now_ns, lambda: self._hang_up(self._group(client.script)))
 
     def ended(self, client: Client) -> None:
         for script in self._followers.get(client.script.index, ()):
@@ -210,17 +210,19 @@ class PdWorld:
         self.tell("client sends", script.rid, prompt)
         client = self.clients[script.rid] = Client(script, prompt, self.now_ns)
         if script.abort_after_ns is not None:
-            self._agenda.at(self.now_ns + script.abort_after_ns, lambda: self._hang_up(script))
+            self._agenda.at(self.now_ns + script.abort_after_ns, lambda: self._hang_up(self._group(script)))
         self.router.submit(client)
 
-    def _hang_up(self, script: Script) -> None:
-        """The client is gone, or the clients of all samples of its prompt are."""
+    def _group(self, script: Script) -> list[Client]:
+        """The client of a request, or those of all samples of its prompt."""
         name = script.rid.split("-")[0] + "-" if script.abort_group else script.rid
-        self.tell("client hangs up", name)
-        for client in list(self.clients.values()):
-            if client.script.rid.startswith(name):
-                client.hung_up_ns = self.now_ns if client.hung_up_ns is None else client.hung_up_ns
-                self.router.hang_up(client)
+        return [client for client in self.clients.values() if client.script.rid.startswith(name)]
+
+    def _hang_up(self, clients: Sequence[Client]) -> None:
+        for client in clients:
+            self.tell("client hangs up", client.script.rid)
+            client.hung_up_ns = self.now_ns if client.hung_up_ns is None else client.hung_up_ns
+            self.router.hang_up(client)
 
     # ---- what goes wrong
 
@@ -259,6 +261,8 @@ class PdWorld:
         self._struck.update(dict.fromkeys((fault.site, fault.peer)))
         self.calm_ns = max(self.calm_ns, self.now_ns + fault.duration_ns)
         match fault.kind:
+            case "router":
+                self._hang_up(list(self.clients.values()))
             case "kill":
                 self._kill(server, fault.duration_ns)
             case "hang":
