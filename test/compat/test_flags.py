@@ -22,7 +22,7 @@ ROWS = [row for row in table.load().rows.values() if row.section != table.OWN_SE
 SUPPORTED = [row for row in ROWS if row.status == "supported" and row.has_field]
 
 OWN_FLAGS = [
-    *("disaggregation_decode_fallback", "disaggregation_timeout_s"),
+    *("disaggregation_decode_fallback", "disaggregation_layer_groups", "disaggregation_timeout_s"),
     *("messaging_backend", "in_process", "request_timeout_s"),
 ]
 # Fields that act within the configuration itself: where the model comes from, and what is checked at start.

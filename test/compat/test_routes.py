@@ -55,7 +55,7 @@ def test_every_route_answers(method: str, path: str, body: Any) -> None:
 
 def test_the_reference_lists_exactly_the_routes_there_are() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text()
-    documented = set(re.findall(r"`(GET|HEAD|POST|PUT) (/\S*)`", page.partition("\n\nWith `--api-key`")[0]))
+    documented = set(re.findall(r"`(GET|HEAD|POST|PUT|DELETE) (/\S*)`", page.partition("\n\nWith `--api-key`")[0]))
 
     async def case(it: Served) -> None:
         paths = (await it.http.get("/openapi.json")).json()["paths"]

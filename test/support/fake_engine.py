@@ -11,6 +11,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from moonlang.base import clock
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
@@ -18,8 +20,10 @@ from moonlang.core.messages import Abort, Control, Generate, Message, Reply, Str
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish
 from moonlang.entrypoints.client import EngineClient
+from moonlang.mem_cache.tiers import TierStats
 from moonlang.messaging.inproc import Hub, InprocEndpoint
 from moonlang.observability.metrics import ServerMetrics
+from moonlang.scheduler.settings import PairStats
 from moonlang.text.pieces import Pieces
 
 CONTEXT = 64
@@ -42,6 +46,8 @@ LOADS: dict[str, Any] = {
     "token_usage": 0.3,
     "cache_hit_rate": 0.5,
     "gen_throughput": 7.0,
+    "pairs": msgspec.to_builtins(PairStats()),
+    "tiers": msgspec.to_builtins(TierStats()),
 }
 
 

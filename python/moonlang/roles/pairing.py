@@ -65,6 +65,7 @@ def pairing_config(args: ServerArgs, outfit: Outfit) -> PairingConfig:
         patience_ns=int(args.disaggregation_timeout_s * NS_PER_S),
         verify=outfit.sums != "off",
         fallback=args.disaggregation_decode_fallback,
+        push_groups=args.disaggregation_layer_groups,
         extra_leases=default.extra_leases if extra is None else extra,
     )
 
