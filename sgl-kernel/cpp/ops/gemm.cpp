@@ -1,6 +1,7 @@
 #include "ops/gemm.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/pool.h"
 #include "base/span.h"
@@ -48,6 +49,24 @@ class PanelCut {
  private:
   int64_t panels_, size_, coarse_, half_, fine_;
 };
+
+// Rows this far apart, or a multiple of it, meet in the same eight lines of L1: a register tile of twelve loses each
+// line before it is read to its end. Such rows are copied a line further apart, unless they are few.
+constexpr int64_t kConflict = 4096, kLine = 64;
+constexpr int64_t kFewRows = 6;
+
+bool in_conflict(const PreparedRows& x, int64_t m) { return m > kFewRows && x.ld_bytes % kConflict == 0; }
+
+PreparedRows spread_rows(PreparedRows x, int64_t m, int64_t bytes, char* out) {
+  const PreparedRows done{out, x.type, round_up(bytes, kLine) + kLine};
+  const int64_t step = std::max<int64_t>((256 << 10) / bytes, 1);
+  parallel(ceil_div(m, step), [&](int64_t task) {
+    for (int64_t row = task * step; row < std::min(m, (task + 1) * step); ++row) {
+      std::memcpy(out + row * done.ld_bytes, x.from_row(row).data, size_t(bytes));
+    }
+  });
+  return done;
+}
 
 PreparedRows prepare_parallel(const PackedWeight& w, PreparedRows x, int64_t m, char* out, int64_t bytes) {
   const TileOps& ops = tile_ops(w);
@@ -101,7 +120,12 @@ void gemm(const PackedWeight& w, const void* x, DType x_type, int64_t ldx, void*
   if (m <= 0) return;
   PreparedRows rows{x, x_type, ldx * bytes_of(x_type)};
   const int64_t prepared = tile_ops(w).prepared_bytes(w, x_type);
-  if (prepared > 0) rows = prepare_parallel(w, rows, m, static_cast<char*>(scratch(m * prepared, 3)), prepared);
+  if (prepared > 0) {
+    rows = prepare_parallel(w, rows, m, static_cast<char*>(scratch(m * prepared, 3)), prepared);
+  } else if (in_conflict(rows, m)) {
+    const int64_t bytes = w.k * bytes_of(x_type);
+    rows = spread_rows(rows, m, bytes, static_cast<char*>(scratch(m * (bytes + 2 * kLine), 3)));
+  }
 
   const Output out{y, y_type, ldy};
   const int64_t height = rows_per_task(m, rows.ld_bytes);
