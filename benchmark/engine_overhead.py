@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import engines
 import load
+import random_checkpoints
 
 HERE = Path(__file__).parent
 CASES: dict[str, tuple[str, load.Load]] = {
@@ -32,16 +32,16 @@ CASES: dict[str, tuple[str, load.Load]] = {
 def measure(name: str, commands: dict[str, str], rounds: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """All engines on one case: one warm-up round each, then `rounds` interleaved rounds with fresh prompts."""
     shape, work = CASES[name]
-    model = checkpoints.make(shape, folder)
+    model = random_checkpoints.make(shape, folder)
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in commands}
     with ExitStack() as stack:
-        ports = {
+        servers = {
             engine: stack.enter_context(engines.serving(command, model, folder / f"{name}-{engine}.log"))
             for engine, command in commands.items()
         }
         for number in range(rounds + 1):
-            for engine, port in ports.items():
-                figures = load.run("127.0.0.1", port, "bench", dataclasses.replace(work, seed=number))
+            for engine, server in servers.items():
+                figures = load.run("127.0.0.1", server.port, "bench", dataclasses.replace(work, seed=number))
                 if number:
                     found[engine].append(dataclasses.asdict(figures))
     return found

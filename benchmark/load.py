@@ -55,6 +55,7 @@ class Figures:
     ttft_p99_ms: float | None = None
     tpot_p50_ms: float | None = None
     latency_p50_ms: float
+    token_p50_ms: float  # the latency shared out over the tokens of the answer
 
 
 async def _request(host: str, port: int, body: bytes) -> Record:
@@ -67,7 +68,7 @@ async def _request(host: str, port: int, body: bytes) -> Record:
     record = Record(time.perf_counter())
     writer.write(head.encode() + body)
     tail = b""
-    status = (await reader.readline()).split()[1]
+    status = (await reader.readline()).partition(b" ")[2][:3]
     while chunk := await reader.read(1 << 16):
         now = time.perf_counter()
         record.events += [now] * chunk.count(b'"text"')
@@ -107,15 +108,21 @@ def _percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def run(host: str, port: int, model: str, load: Load) -> Figures:
-    """One round of `load`; raises when a request fails or an answer has the wrong length."""
-    elapsed, records = asyncio.run(_round(host, port, model, load))
+def run(host: str, port: int, model: str, load: Load, timeout_s: float = 300) -> Figures:
+    """One round of `load`.
+
+    RuntimeError when a request is refused or an answer has the wrong length, ValueError when it is no answer at all,
+    OSError when the connection breaks or nothing came in time.
+    """
+    elapsed, records = asyncio.run(asyncio.wait_for(_round(host, port, model, load), timeout_s))
     wrong = [record.tokens for record in records if record.tokens != load.output_len]
     if wrong:
         raise RuntimeError(f"{len(wrong)} answers have not {load.output_len} tokens but {wrong[:3]}")
     latencies = [record.end - record.start for record in records]
     streamed: dict[str, float] = {}
     if load.stream:
+        if not all(record.events for record in records):
+            raise RuntimeError("A stream ended without a chunk of text.")
         first = [record.events[0] - record.start for record in records]
         spans = [
             (record.events[-1] - record.events[0]) / (record.tokens - 1) for record in records if record.tokens > 1
@@ -130,5 +137,6 @@ def run(host: str, port: int, model: str, load: Load) -> Figures:
         tokens_per_s=sum(record.tokens for record in records) / elapsed,
         requests_per_s=len(records) / elapsed,
         latency_p50_ms=1e3 * statistics.median(latencies),
+        token_p50_ms=1e3 * statistics.median(latencies) / load.output_len,
         **streamed,
     )

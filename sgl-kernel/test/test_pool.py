@@ -39,14 +39,16 @@ def test_refuses_odd_numbers(threads):
         kernels.set_threads(threads)
 
 
-def test_pinning_leaves_the_results(monkeypatch):
-    allowed = os.sched_getaffinity(0)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU only")
+def test_pinned_workers_have_a_cpu_each_and_the_caller_has_all():
+    allowed, before = os.sched_getaffinity(0), set(os.listdir("/proc/self/task"))
     kernels.set_threads(2, pin=True)
     try:
-        assert len(os.sched_getaffinity(0)) == 1
         assert right()
+        (worker,) = set(os.listdir("/proc/self/task")) - before
+        assert os.sched_getaffinity(int(worker)) == {sorted(allowed)[1]}
+        assert os.sched_getaffinity(0) == allowed
     finally:
-        os.sched_setaffinity(0, allowed)
         kernels.set_threads(2)
 
 

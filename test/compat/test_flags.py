@@ -38,6 +38,7 @@ OWN_CHOICES = {
     "--model-impl": {"moonlang"},
     "--quantization": {"int8", "int4"},
     "--attention-backend": {"cpu"},
+    "--kv-cache-dtype": {"int8"},
     "--disaggregation-transfer-backend": {"local"},
 }
 OWN_DEFAULTS = {"--disaggregation-enable-kv-checksum": True}  # pages that travel are checked unless that is turned off

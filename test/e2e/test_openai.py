@@ -57,6 +57,23 @@ def test_the_cache_is_reported(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens_details.cached_tokens
 
 
+def test_a_token_without_text_has_a_chunk_in_a_completion_stream(client: openai.OpenAI) -> None:
+    end_id = 2
+    with client.completions.create(
+        model=MODEL,
+        prompt="Once",
+        temperature=0,
+        max_tokens=64,
+        logit_bias={str(end_id): 100},
+        stream=True,
+        extra_body={"ignore_eos": True},
+    ) as stream:
+        choices = [chunk.choices[0] for chunk in stream]
+    assert {choice.text for choice in choices} == {""}
+    assert [choice.finish_reason for choice in choices][:1] == [None]
+    assert choices[-1].finish_reason == "length"
+
+
 def test_samples_and_seeds(client: openai.OpenAI) -> None:
     def ask() -> list[str | None]:
         answer = client.chat.completions.create(

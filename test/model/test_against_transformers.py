@@ -46,6 +46,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("llama", {"rope_scaling": YARN}),
     "llama-yarn-mscale": ("llama", {"rope_parameters": YARN_MSCALE | {"rope_theta": 5000.0}}),
     "llama-tied-no-gqa": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 4, "attention_bias": False}),
+    "llama-rows-of-4-KB": ("llama", {"hidden_size": 1024, "num_hidden_layers": 1}),  # the program sets them apart
     "mistral-no-window": ("mistral", {"sliding_window": None}),
     "qwen2-full": ("qwen2", {"use_sliding_window": False}),
     "qwen3-layer-types": ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "layer_types": QWEN_KINDS}),

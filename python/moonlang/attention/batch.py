@@ -40,9 +40,12 @@ class AttentionSpec:
 
 
 class KvPages(Protocol):
-    """The pool as attention sees it. buffer: [P, L, 2, K, p, D]."""
+    """The pool as attention sees it. buffer: [P, L, 2, K, p, D]; see `kv_pool.KvPool`."""
 
     buffer: Tensor
+
+    @property
+    def inline_scales(self) -> bool: ...
 
     def key(self, layer: int) -> Tensor: ...  # [P, K, p, D], a view
 

@@ -43,7 +43,7 @@ class CpuAttention:
         self, prepared: _Prepared, pool: KvPages, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
     ) -> Tensor:
         """See `AttentionBackend.attend`."""
-        pages = sgl_kernel.KvPages(pool.buffer, layer)
+        pages = sgl_kernel.KvPages(pool.buffer, layer, inline_scales=pool.inline_scales)
         q, k, v = (x.contiguous() for x in (q, k, v))
         sgl_kernel.rope_store(None, k.flatten(1), v.flatten(1), pages, prepared.store_page, prepared.store_offset)
         out = torch.empty_like(q)

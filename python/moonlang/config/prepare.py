@@ -27,5 +27,12 @@ def prepare(args: ServerArgs) -> Prepared:
     model = load_model_config(folder, args)
     if args.tokenizer_path is not None and not args.skip_tokenizer_init:
         args = dataclasses.replace(args, tokenizer_path=tokenizer_folder(args, folder))
-    resolved, reasons = resolve_args(args, model, observe())
+    host = observe()
+    cpu = (args.device or ("cuda" if host.cuda else "cpu")) == "cpu"
+    widened = cpu and args.dtype == "auto" and model.dtype == "float16"
+    if widened:
+        args, model = dataclasses.replace(args, dtype="bfloat16"), dataclasses.replace(model, dtype="bfloat16")
+    resolved, reasons = resolve_args(args, model, host)
+    if widened:
+        reasons["dtype"] = "the checkpoint is float16, for which CPUs have no arithmetic"
     return Prepared(args=resolved, model=model, reasons=reasons)

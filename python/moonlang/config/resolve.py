@@ -12,7 +12,7 @@ from moonlang.config.model_source import EMBEDDED_NAME
 from moonlang.config.server_args import ServerArgs
 
 PAGE_TOKENS = 16
-CPU_CHUNK_TOKENS = 2048
+CPU_CHUNK_TOKENS = 1024
 CUDA_CHUNK_TOKENS = 8192
 CPU_RUNNING_REQUESTS = 256
 CUDA_RUNNING_REQUESTS = 1024
@@ -57,6 +57,7 @@ def resolve_args(
     for name, value, reason in _sizes(args, model, page, cuda):
         choose(name, value, reason)
     _check(args, model, page)
+    _check_kv_dtype(args, model, chosen.get("attention_backend", args.attention_backend))
     return dataclasses.replace(args, **chosen), reasons
 
 
@@ -67,7 +68,7 @@ def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Ch
     """Values that stand in for None or auto and do not depend on each other."""
     choices: list[Choice] = [
         ("dtype", model.dtype, "the checkpoint's" if args.dtype == "auto" else "the full name of what was asked for"),
-        ("kv_cache_dtype", model.dtype, "that of the model"),
+        ("kv_cache_dtype", *_kv_dtype(args, model)),
         ("context_length", model.context_length, "what the model was made for"),
     ]
     if args.model_path is None:
@@ -93,6 +94,12 @@ def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Ch
             ("messaging_backend", backend, "roles are threads" if args.in_process else "roles are processes")
         )
     return choices
+
+
+def _kv_dtype(args: ServerArgs, model: ModelConfig) -> tuple[str, str]:
+    if args.kv_cache_dtype == "auto":
+        return model.dtype, "that of the model"
+    return {"bf16": "bfloat16"}.get(args.kv_cache_dtype, args.kv_cache_dtype), "the full name of what was asked for"
 
 
 def _attention(args: ServerArgs, host: HostFacts) -> tuple[str, str]:
@@ -131,13 +138,16 @@ def _check(args: ServerArgs, model: ModelConfig, page: int) -> None:
             f"--chunked-prefill-size {chunk} is not a multiple of the page size {page}.",
             hint=f"Use {near} or {near + page}, or change --page-size.",
         )
-    kv_dtype = {"auto": model.dtype, "bf16": "bfloat16"}.get(args.kv_cache_dtype, args.kv_cache_dtype)
-    if kv_dtype != model.dtype:
-        raise ConfigError(
-            f"--kv-cache-dtype {args.kv_cache_dtype} is not supported: the model runs in {model.dtype}.",
-            hint="Leave it at auto, or set --dtype to the same type.",
-        )
     if args.max_total_tokens is not None and args.max_total_tokens < page:
         raise ConfigError(
             f"--max-total-tokens {args.max_total_tokens} is less than one page ({page}).", hint="Raise it."
+        )
+
+
+def _check_kv_dtype(args: ServerArgs, model: ModelConfig, attention: str | None) -> None:
+    if _kv_dtype(args, model)[0] != model.dtype and attention != "cpu":
+        raise ConfigError(
+            f"--kv-cache-dtype {args.kv_cache_dtype} needs the CPU kernels: {attention} attention reads keys and values"
+            f" in the type of the model, {model.dtype}.",
+            hint="Leave it at auto, or on a CPU install sgl-kernel (scripts/setup); for bfloat16 set --dtype too.",
         )

@@ -21,7 +21,7 @@ QUANTIZATIONS = (
 )
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MODEL_IMPLS = ("auto", "moonlang", "sglang", "transformers")
-KV_DTYPES = ("auto", "bf16", "bfloat16")
+KV_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8")
 POLICIES = ("lpm", "random", "fcfs", "dfs-weight", "lof", "priority")
 PD_MODES = ("null", "prefill", "decode")
 PD_BACKENDS = ("mooncake", "mooncake_tcp", "local", "fake")

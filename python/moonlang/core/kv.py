@@ -1,6 +1,7 @@
 """The shape of KV memory: one page format for every tier and every wire.
 
-A page is one contiguous block `[layer][k|v][kv_head][token][dim]`. The pool is `[page]` of such blocks.
+A page is one contiguous block `[layer][k|v][kv_head][token][dim]`. The pool is `[page]` of such blocks. Integers have a
+scale of their own behind each `[dim]`: float32, and the number times the scale is the key or value.
 """
 
 from __future__ import annotations
@@ -9,6 +10,16 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
+
+# By what --kv-cache-dtype says: torch name of the elements, bytes of one, bytes of the scale behind a row.
+ELEMENTS = {
+    "float32": ("float32", 4, 0),
+    "bfloat16": ("bfloat16", 2, 0),
+    "float16": ("float16", 2, 0),
+    "fp8_e4m3": ("float8_e4m3fn", 1, 0),
+    "fp8_e5m2": ("float8_e5m2", 1, 0),
+    "int8": ("int8", 1, 4),
+}
 
 
 class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,11 +31,17 @@ class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int  # tokens
     dtype: str  # torch name without the prefix: "bfloat16"
     itemsize: int  # bytes
+    scale_bytes: int = 0  # behind each row of head_dim numbers
     fingerprint: str = ""
 
     @property
+    def row_bytes(self) -> int:
+        """One token of one head: its keys or its values."""
+        return self.head_dim * self.itemsize + self.scale_bytes
+
+    @property
     def token_bytes(self) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.itemsize
+        return 2 * self.num_layers * self.num_kv_heads * self.row_bytes
 
     @property
     def page_bytes(self) -> int:

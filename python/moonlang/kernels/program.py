@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NoReturn, Protocol
 
-import sgl_kernel
 import torch
 from sgl_kernel import moe
+from sgl_kernel.cache import PackedWeights, Unkept
 from sgl_kernel.program import PackedWeight, Program
 from torch import Tensor
 
@@ -78,15 +79,15 @@ class Parts(Protocol):
 class Builder:
     """Collects kernel calls.
 
-    dtype: of the values, "float32", "bfloat16" or "float16".
+    dtype: of the values, "float32", "bfloat16" or "float16". packed: where weights packed before may lie.
     """
 
-    def __init__(self, dtype: str, parts: Parts) -> None:
+    def __init__(self, dtype: str, parts: Parts, packed: PackedWeights | None = None) -> None:
         self.dtype = dtype
         self._torch_dtype: torch.dtype = getattr(torch, dtype)
         self._parts = parts
-        self._arena = sgl_kernel.arena()
-        self._other_bytes = 0
+        self._packed = packed or Unkept()
+        self._weight_bytes = 0
         self._ops: list[_Op] = []
         self._head: Callable[[Program, int], None] | None = None
         self._head_parameter: Tensor | None = None
@@ -96,7 +97,7 @@ class Builder:
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights so far."""
-        return self._arena.taken_bytes + self._other_bytes
+        return self._weight_bytes
 
     def refuse(self, why: str) -> NoReturn:
         """Stop lowering: the model runs on torch, and says `why`."""
@@ -107,13 +108,19 @@ class Builder:
 
         kind: "f32" or "bf16", the dtype's when None.
         """
-        parts = self._parts(parameter) if kind else self._parts.matrices(parameter)
-        return self._pack(list(parts), gated=gated, kind=kind)
+        parts = self._parts if kind else self._parts.matrices
+        return self._pack(lambda: parts(parameter), gated=gated, kind=kind)
 
-    def _pack(self, parts: list[Any], *, gated: bool = False, kind: str | None = None) -> PackedWeight:
+    def _pack(
+        self, parts: Callable[[], Sequence[Any]], *, gated: bool = False, kind: str | None = None
+    ) -> PackedWeight:
+        """parts: not asked for when the weight has been packed before, since they may have to be quantised first."""
         if self.dtype not in _KINDS:
             self.refuse(f"the kernels keep no weights in {self.dtype}")
-        return pack(parts, kind=kind or _KINDS[self.dtype], gated=gated, arena=self._arena)
+        wanted = kind or _KINDS[self.dtype]
+        weight = self._packed.weight(lambda arena: pack(parts(), kind=wanted, gated=gated, arena=arena))
+        self._weight_bytes += weight.bytes
+        return weight
 
     def _kernel_act(self, act: str) -> str:
         if act not in ACTIVATIONS:
@@ -139,8 +146,9 @@ class Builder:
             if shared is not None and shared.kind == _KINDS[self.dtype]:
                 program.embed_packed(out, shared, scale or 1.0)
                 return
-            table = torch.cat([part.to(self._torch_dtype) for part in self._parts(parameter)])
-            self._other_bytes += table.nbytes
+            parts = [part.to(self._torch_dtype) for part in self._parts(parameter)]
+            table = torch.cat(parts) if len(parts) > 1 else parts[0]  # one that needs no change stays mapped
+            self._weight_bytes += table.nbytes
             program.embed(out, table, scale or 1.0)
 
         return self._add((), parameter.shape[1], emit)
@@ -207,11 +215,15 @@ class Builder:
 
     def _expert_matrices(self, parameter: Tensor, *, gated: bool = False) -> list[PackedWeight]:
         """The parameter [E, N, K], packed expert by expert."""
-        parts = list(self._parts.matrices(parameter))
-        if len(parts) == 1:
-            return [self._pack([expert], gated=gated) for expert in parts[0]]
-        each = len(parts) // len(parameter)
-        return [self._pack(parts[i : i + each], gated=gated) for i in range(0, len(parts), each)]
+        parts = cache(lambda: self._parts.matrices(parameter))
+
+        def of(expert: int) -> Sequence[Any]:
+            if len(parts()) == 1:
+                return [parts()[0][expert]]
+            each = len(parts()) // len(parameter)
+            return parts()[expert * each : (expert + 1) * each]
+
+        return [self._pack(partial(of, expert), gated=gated) for expert in range(len(parameter))]
 
     def attend(
         self,

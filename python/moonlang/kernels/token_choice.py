@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sgl_kernel import sampling
+
+from moonlang.core.sampling import SamplingParams
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -49,18 +50,26 @@ class KernelChooser:
     def mask(self, logits: Floats, bits: NDArray[np.int32]) -> None:
         sampling.apply_bitmask(logits[None], bits[None])
 
-    def log_probabilities(
-        self, logits: Floats, temperature: float, ids: Sequence[int], top: int
-    ) -> tuple[list[float], list[tuple[float, int]]]:
-        top = min(top, len(logits))
-        values, top_values = np.empty((1, len(ids)), np.float32), np.empty((1, top), np.float32)
-        top_ids = np.empty((1, top), np.int32)
-        sampling.log_probabilities(
-            logits[None],
-            temperature=np.array([temperature], np.float32),
-            ids=np.array([ids], np.int64),
-            id_values=values,
-            top_ids=top_ids,
-            top_values=top_values,
+    def penalise(self, logits: Floats, ids: Ints, counts: Floats, params: SamplingParams) -> None:
+        sampling.penalise(
+            logits,
+            ids,
+            counts,
+            frequency=params.frequency_penalty,
+            presence=params.presence_penalty,
+            repetition=params.repetition_penalty,
         )
-        return values[0].tolist(), list(zip(top_values[0].tolist(), top_ids[0].tolist(), strict=True))
+
+    def log_probabilities(
+        self, logits: Floats, temperature: Floats, ids: Ints, top: int
+    ) -> list[tuple[list[float], list[tuple[float, int]]]]:
+        rows, vocab = logits.shape
+        values, top_values = np.empty(ids.shape, np.float32), np.empty((rows, min(top, vocab)), np.float32)
+        top_ids = np.empty(top_values.shape, np.int32)
+        sampling.log_probabilities(
+            logits, temperature=temperature, ids=ids, id_values=values, top_ids=top_ids, top_values=top_values
+        )
+        pairs: Any = zip(top_values.tolist(), top_ids.tolist(), strict=True)
+        best = [list(zip(row, tokens, strict=True)) for row, tokens in pairs]
+        own: Any = values.tolist()
+        return list(zip(own, best, strict=True))

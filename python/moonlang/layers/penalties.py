@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moonlang.core.sampling import SamplingParams
+
+# (logits [V], ids [n] of distinct tokens, counts [n] of their occurrences, parameters): adjusts the logits in place.
+Penalise = Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], SamplingParams], None]
+
+
+def penalise(
+    logits: NDArray[np.float32], ids: NDArray[np.int64], counts: NDArray[np.float32], params: SamplingParams
+) -> None:
+    """Subtract the frequency and presence penalties, then scale by the repetition penalty towards less likely."""
+    values = logits[ids]
+    values -= np.float32(params.frequency_penalty) * counts
+    values -= np.float32(params.presence_penalty) * (counts > 0)
+    if params.repetition_penalty != 1.0:
+        scale = np.float32(params.repetition_penalty)
+        values = np.where(values > 0, values / scale, values * scale)
+    logits[ids] = values
 
 
 class TokenCounts:
@@ -75,22 +91,11 @@ class Adjuster:
         if self._params.penalised:
             self._seen.add(token)
 
-    def apply(self, logits: NDArray[np.float32], position: int) -> None:
+    def apply(self, logits: NDArray[np.float32], position: int, penalise: Penalise) -> None:
         """Adjust the logits [V] of the token at `position` of the sequence in place."""
         if self._params.penalised:
-            self._penalise(logits)
+            penalise(logits, self._seen.ids, self._seen.counts, self._params)
         if self._bias_ids.size:
             logits[self._bias_ids] += self._bias
         if position < self._first_end:
             logits[self._end_ids] = -np.inf
-
-    def _penalise(self, logits: NDArray[np.float32]) -> None:
-        """Subtract the frequency and presence penalties, then scale by the repetition penalty towards less likely."""
-        params, ids, counts = self._params, self._seen.ids, self._seen.counts
-        values = logits[ids]
-        values -= np.float32(params.frequency_penalty) * counts
-        values -= np.float32(params.presence_penalty) * (counts > 0)
-        if params.repetition_penalty != 1.0:
-            scale = np.float32(params.repetition_penalty)
-            values = np.where(values > 0, values / scale, values * scale)
-        logits[ids] = values

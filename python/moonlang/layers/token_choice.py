@@ -7,14 +7,14 @@ Shapes: N rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moonlang.layers import sampler
+from moonlang.core.sampling import SamplingParams
+from moonlang.layers import penalties, sampler
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -46,10 +46,15 @@ class Chooser(Protocol):
         """Set to -inf the logits [V] of the tokens whose bit [ceil(V / 32)] is 0."""
         ...
 
+    def penalise(self, logits: Floats, ids: Ints, counts: Floats, params: SamplingParams) -> None:
+        """See `penalties.penalise`."""
+        ...
+
     def log_probabilities(
-        self, logits: Floats, temperature: float, ids: Sequence[int], top: int
-    ) -> tuple[list[float], list[tuple[float, int]]]:
-        """log softmax(logits [V] / temperature) of `ids`, and the `top` best as (logprob, token), best first."""
+        self, logits: Floats, temperature: Floats, ids: Ints, top: int
+    ) -> list[tuple[list[float], list[tuple[float, int]]]]:
+        """For each row of log softmax(logits [N, V] / temperature [N]): the values at `ids` [N, n], and the `top` best
+        as (logprob, token), best first."""
         ...
 
 
@@ -76,8 +81,11 @@ class NumpyChooser:
         allowed = np.unpackbits(bits.view(np.uint8), count=len(logits), bitorder="little")
         np.copyto(logits, -np.inf, where=allowed == 0)
 
+    def penalise(self, logits: Floats, ids: Ints, counts: Floats, params: SamplingParams) -> None:
+        penalties.penalise(logits, ids, counts, params)
+
     def log_probabilities(
-        self, logits: Floats, temperature: float, ids: Sequence[int], top: int
-    ) -> tuple[list[float], list[tuple[float, int]]]:
-        logprobs = sampler.log_softmax(logits[None], np.array([temperature], np.float32))[0]
-        return logprobs[list(ids)].tolist(), sampler.best(logprobs, top)
+        self, logits: Floats, temperature: Floats, ids: Ints, top: int
+    ) -> list[tuple[list[float], list[tuple[float, int]]]]:
+        logprobs = sampler.log_softmax(logits, temperature)
+        return [(row[asked].tolist(), sampler.best(row, top)) for row, asked in zip(logprobs, ids, strict=True)]

@@ -13,21 +13,30 @@ from moonlang.core.kv import KvRegion, KvSchema
 
 
 class KvPool:
-    """buffer: [P, L, 2, K, p, D], zeroed: memory that nobody wrote holds no NaN that a mask could not hide."""
+    """buffer: [P, L, 2, K, p, D], zeroed: memory that nobody wrote holds no NaN that a mask could not hide.
+
+    With scales behind the rows D is larger by the bytes of a scale.
+    """
 
     def __init__(self, schema: KvSchema, num_pages: int, device: torch.device | str = "cpu") -> None:
         self.schema = schema
         self.num_pages = num_pages
-        shape = (num_pages, schema.num_layers, 2, schema.num_kv_heads, schema.page_size, schema.head_dim)
+        row = schema.row_bytes // schema.itemsize
+        shape = (num_pages, schema.num_layers, 2, schema.num_kv_heads, schema.page_size, row)
         self.buffer: Tensor = _zeros(shape, getattr(torch, schema.dtype), torch.device(device))
 
     def key(self, layer: int) -> Tensor:
         """Keys of one layer: a view [P, K, p, D]."""
-        return self.buffer[:, layer, 0]
+        return self.buffer[:, layer, 0, ..., : self.schema.head_dim]
 
     def value(self, layer: int) -> Tensor:
         """Values of one layer: a view [P, K, p, D]."""
-        return self.buffer[:, layer, 1]
+        return self.buffer[:, layer, 1, ..., : self.schema.head_dim]
+
+    @property
+    def inline_scales(self) -> bool:
+        """Whether each row of D numbers is followed by its scale."""
+        return self.schema.scale_bytes > 0
 
     def region(self) -> KvRegion:
         """Address, stride (bytes) and schema, for engines that read or write pages."""

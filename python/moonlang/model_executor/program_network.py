@@ -14,8 +14,9 @@ from moonlang.kernels.program import Builder
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints
 from moonlang.model_executor.progress import Progress
-from moonlang.model_executor.threads import kernel_threads
+from moonlang.model_executor.threads import kernel_threads, pin_kernel_threads
 from moonlang.model_loader import open_model
+from moonlang.model_loader.packed import packed_weights
 from moonlang.models.spec import ModelSpec
 
 
@@ -27,6 +28,9 @@ class ProgramHidden:
 
     def logits(self, begin: int, end: int) -> torch.Tensor:
         return torch.from_numpy(self._program.logits(begin, end))
+
+    def best(self, begin: int, end: int) -> tuple[list[int], list[int]]:
+        return self._program.best(begin, end)
 
 
 class ProgramNetwork:
@@ -60,8 +64,9 @@ class LoadedProgram:
 
     def __init__(self, program: Program, weight_bytes: int) -> None:
         self.weight_bytes = weight_bytes
-        self.threads = kernel_threads(len(os.sched_getaffinity(0)), weight_bytes, os.environ)
-        sgl_kernel.set_threads(self.threads)
+        cores = len(os.sched_getaffinity(0))
+        self.threads = kernel_threads(cores, weight_bytes, os.environ)
+        sgl_kernel.set_threads(self.threads, pin_kernel_threads(cores, os.cpu_count() or cores, os.environ))
         self.how = f"CPU kernels for {sgl_kernel.isa()}"
         self._program = program
 
@@ -70,9 +75,13 @@ class LoadedProgram:
 
 
 def load(config: ModelConfig, spec: ModelSpec, load_format: str) -> LoadedProgram:
-    """Pack the weights and write the program. NotLowerableError when the model has a part without a kernel."""
+    """Pack the weights, or find them packed, and write the program.
+
+    NotLowerableError when the model has a part without a kernel.
+    """
     model, parts = open_model(config, spec, load_format)
-    build = Builder(config.dtype, parts)
-    model.lower(build)
+    with packed_weights(config, load_format) as packed:
+        build = Builder(config.dtype, parts, packed)
+        model.lower(build)
     program = build.finish(heads=config.num_heads, kv_heads=config.num_kv_heads, head_dim=config.head_dim)
     return LoadedProgram(program, build.weight_bytes)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from moonlang.core.plan import Row, TokenLogprob
 from moonlang.layers.token_choice import Chooser
-from moonlang.model_executor.sampling import entry
+from moonlang.model_executor.sampling import entries
 from moonlang.model_executor.slots import SlotTable
 
 _SLICE_VALUES = 1 << 22  # logits computed at once
@@ -46,13 +47,14 @@ def report(table: SlotTable, chooser: Chooser, row: Row, part: Part, vocab_size:
     else:
         del table.next_prompt[row.slot]
     unknown = min(max(row.start + 1, first), stop)
-    entries = [TokenLogprob(tenant.tokens[position], None) for position in range(first, unknown)]
+    found = [TokenLogprob(tenant.tokens[position], None) for position in range(first, unknown)]
     known = range(unknown, stop)
     step = max(1, _SLICE_VALUES // vocab_size)
     for at in range(0, len(known), step):
         positions = known[at : at + step]
         begin = positions[0] - 1 - row.start
-        values = part.logits(begin, begin + len(positions)).cpu().numpy()
-        for position, logits in zip(positions, values, strict=True):
-            entries.append(entry(chooser, logits, 1.0, tenant.tokens[position], tenant.logprob))
-    return tuple(entries)
+        logits = part.logits(begin, begin + len(positions)).cpu().numpy()
+        tokens = [tenant.tokens[position] for position in positions]
+        ones = np.ones(len(positions), np.float32)
+        found += entries(chooser, logits, ones, tokens, [tenant.logprob] * len(positions))
+    return tuple(found)

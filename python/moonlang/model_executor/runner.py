@@ -29,7 +29,7 @@ class ModelRunner:
     """One model on one device.
 
     schema: layout of a page; num_pages: size of the pool, `pool_reason` says why; max_slots: rows a plan may name;
-    region: the pool as other engines see it.
+    region: the pool as other engines see it; computed_by: which kernels compute the model.
     """
 
     def __init__(self, config: ModelConfig, args: ServerArgs, grammars: GrammarEngine | None = None) -> None:
@@ -41,7 +41,8 @@ class ModelRunner:
         free = sizing.free_bytes(self.device)
         spec = models.spec_for(config, args.model_impl)
         loaded = networks.load(config, spec, args, self.device)
-        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, fingerprint(config, args.load_format))
+        weights = fingerprint(config, args.load_format)
+        self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights, args.kv_cache_dtype)
         usable_pages, self.pool_reason = sizing.pool_pages(
             self.schema,
             free=free,
@@ -58,6 +59,7 @@ class ModelRunner:
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
         network = loaded.connect(pool)
+        self.computed_by = loaded.how
         self._runner = PlanRunner(
             network,
             table,

@@ -1,10 +1,11 @@
 """From the logits of a step to one token per sampling row, with the state that lives in the slots.
 
-Rows are grouped by what they need: a batch of plain greedy rows costs one argmax.
+Rows are grouped by what they need. A batch of plain greedy rows never comes here with its logits: see `greedy`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,16 +39,20 @@ class Sampled:
         return not (self.output or self.ended or self.errors)
 
 
+def greedy(table: SlotTable, slots: Ints, tokens: list[int], broken: list[int]) -> Sampled:
+    """Rows that need nothing but the most probable token. broken: the rows whose logits are no finite numbers."""
+    table.last_token[slots] = tokens
+    return Sampled(tokens, errors=dict.fromkeys(broken, NOT_FINITE))
+
+
 def sample(table: SlotTable, chooser: Chooser, slots: Ints, positions: Ints, logits: torch.Tensor) -> Sampled:
     """Draw the token at `positions` [N] of the sequences in `slots` [N] from logits [N, V], which are overwritten."""
     needs = table.needs[slots]
     union = int(np.bitwise_or.reduce(needs))
-    if union == Needs.NOTHING and logits.device.type != "cpu":
-        return _argmax_on_device(table, slots, logits)
     values: Floats = logits.cpu().numpy()
     if union & Needs.ADJUST:
         for row in np.flatnonzero(needs & Needs.ADJUST).tolist():
-            table.adjusters[int(slots[row])].apply(values[row], int(positions[row]))
+            table.adjusters[int(slots[row])].apply(values[row], int(positions[row]), chooser.penalise)
     if union & Needs.GRAMMAR:
         _mask(table, chooser, slots, values)
     tokens, peaks = chooser.choose(values, _choice(table, slots, positions, needs) if union & Needs.DRAW else None)
@@ -59,14 +64,6 @@ def sample(table: SlotTable, chooser: Chooser, slots: Ints, positions: Ints, log
     if union & (Needs.ADJUST | Needs.GRAMMAR):
         _accept(table, slots, done)
     return done
-
-
-def _argmax_on_device(table: SlotTable, slots: Ints, logits: torch.Tensor) -> Sampled:
-    """The short path of an accelerator: only the winners travel."""
-    best, index = logits.max(dim=-1)
-    tokens, peaks = index.cpu().numpy(), best.cpu().numpy()
-    table.last_token[slots] = tokens
-    return Sampled(tokens.tolist(), errors=dict.fromkeys(np.flatnonzero(~np.isfinite(peaks)).tolist(), NOT_FINITE))
 
 
 def _mask(table: SlotTable, chooser: Chooser, slots: Ints, values: Floats) -> None:
@@ -110,18 +107,32 @@ def _report(
     table: SlotTable, chooser: Chooser, slots: Ints, values: Floats, needs: NDArray[np.uint8], done: Sampled
 ) -> None:
     """Log probabilities of the sampled tokens, of the distribution after temperature and before the filters."""
+    alike: dict[tuple[int, int], list[tuple[int, LogprobSpec]]] = {}  # rows that one call can answer
     for row in np.flatnonzero(needs & Needs.LOGPROBS).tolist():
         tenant = table.tenants[int(slots[row])]
-        if row in done.errors or tenant is None or tenant.logprob is None:
-            continue
-        temperature = float(table.temperature[slots[row]])
-        done.output[row] = entry(chooser, values[row], temperature, done.tokens[row], tenant.logprob)
+        if row not in done.errors and tenant is not None and tenant.logprob is not None:
+            spec = tenant.logprob
+            alike.setdefault((len(spec.ids), spec.top), []).append((row, spec))
+    for group in alike.values():
+        rows, specs = [row for row, _ in group], [spec for _, spec in group]
+        logits = values if len(rows) == len(values) else values[rows]
+        found = entries(chooser, logits, table.temperature[slots[rows]], [done.tokens[row] for row in rows], specs)
+        done.output.update(zip(rows, found, strict=True))
 
 
-def entry(chooser: Chooser, logits: Floats, temperature: float, token: int, spec: LogprobSpec) -> TokenLogprob:
-    """What a request asked to know of one position, from the logits [V] there."""
-    (own, *others), best = chooser.log_probabilities(logits, temperature, (token, *spec.ids), spec.top)
-    return TokenLogprob(token, own, tuple(best), tuple(zip(others, spec.ids, strict=True)))
+def entries(
+    chooser: Chooser, logits: Floats, temperature: Floats, tokens: Sequence[int], specs: Sequence[LogprobSpec]
+) -> list[TokenLogprob]:
+    """What requests asked to know of a position each, from the logits [N, V] there and the tokens that followed.
+
+    specs: [N], alike in `top` and in the number of ids.
+    """
+    ids = np.array([(token, *spec.ids) for token, spec in zip(tokens, specs, strict=True)], np.int64)
+    found = chooser.log_probabilities(logits, temperature, ids, specs[0].top)
+    return [
+        TokenLogprob(token, own, tuple(best), tuple(zip(others, spec.ids, strict=True)))
+        for token, spec, ((own, *others), best) in zip(tokens, specs, found, strict=True)
+    ]
 
 
 def _accept(table: SlotTable, slots: Ints, done: Sampled) -> None:

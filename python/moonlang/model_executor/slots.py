@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from enum import IntFlag
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moonlang.base.errors import BugError
 from moonlang.core.plan import Row, SlotStart
@@ -79,6 +80,10 @@ class SlotTable:
         self.min_p[slot] = params.min_p
         self.seed[slot] = params.seed
         self.needs[slot] = self._needs(tenant)
+
+    def greedy(self, slots: NDArray[np.int64]) -> bool:
+        """Whether these slots need nothing but the most probable token."""
+        return not self.needs[slots].any()
 
     def _needs(self, tenant: SlotStart) -> int:
         slot, params = tenant.slot, tenant.sampling

@@ -29,6 +29,16 @@ def kernel_threads(cores: int, weight_bytes: int, environment: Mapping[str, str]
     return cores if weight_bytes > _SMALL_BYTES else 1
 
 
+def pin_kernel_threads(cores: int, present: int, environment: Mapping[str, str]) -> bool:
+    """Whether to bind the threads of our own kernels to cores: when the process may use all `present` cores of the
+    machine. Among some of them, others were probably given the rest, and may have been given these too.
+
+    MOONLANG_CPU_PIN=1 or 0 says it by hand.
+    """
+    said = environment.get("MOONLANG_CPU_PIN")
+    return cores == present if said is None else said != "0"
+
+
 def limit_threads() -> int:
     """Set the number of threads of this process, and return it."""
     threads = compute_threads(len(os.sched_getaffinity(0)), torch.get_num_threads(), os.environ)

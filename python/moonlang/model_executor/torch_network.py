@@ -28,6 +28,11 @@ class TorchHidden:
         states = self._states[begin:end]
         return self._model.logits(F.pad(states, (0, 0, 0, padding)) if padding else states)[: end - begin]
 
+    def best(self, begin: int, end: int) -> tuple[list[int], list[int]]:
+        # Only the winners leave an accelerator. torch takes a NaN for the largest, so a row with one is broken.
+        peaks, tokens = self.logits(begin, end).max(dim=-1)
+        return tokens.tolist(), (~peaks.isfinite()).nonzero()[:, 0].tolist()
+
 
 class TorchNetwork:
     """See plan_runner.Network. rounded: how many tokens to compute for a given number (see `buckets`)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moonlang.attention.batch import ForwardContext
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
-from moonlang.core.kv import KvSchema
+from moonlang.core.kv import ELEMENTS, KvSchema
 
 if TYPE_CHECKING:
     from moonlang.kernels.program import Builder
@@ -90,15 +90,20 @@ class ModelSpec:
     weights: WeightsMap = WeightsMap()
     load: Callable[[ModelConfig, str, torch.device], CausalModel] | None = None
 
-    def kv_schema(self, config: ModelConfig, page_size: int, fingerprint: str = "") -> KvSchema:
-        """The page layout of this model. fingerprint: `model_loader.fingerprint` of the weights."""
+    def kv_schema(self, config: ModelConfig, page_size: int, fingerprint: str = "", kv_dtype: str = "auto") -> KvSchema:
+        """The page layout of this model. fingerprint: `model_loader.fingerprint` of the weights.
+
+        kv_dtype: what --kv-cache-dtype says; auto: the model's.
+        """
+        dtype, itemsize, scale_bytes = ELEMENTS[config.dtype if kv_dtype == "auto" else kv_dtype]
         return KvSchema(
             num_layers=config.num_layers,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             page_size=page_size,
-            dtype=config.dtype,
-            itemsize=torch_dtype(config.dtype).itemsize,
+            dtype=dtype,
+            itemsize=itemsize,
+            scale_bytes=scale_bytes,
             fingerprint=fingerprint,
         )
 

@@ -19,15 +19,8 @@ ML_INLINE uint64_t avalanche(uint64_t h) {
   return h ^ (h >> 32);
 }
 
-}  // namespace checksum_detail
-
-/// The checksum of bytes [0, n), and with `copy` not null their copy in the same pass. Four independent lanes of
-/// multiply-and-rotate over 32-byte blocks; each step is a bijection of the lane for given input, so one changed word
-/// always changes the result.
-ML_INLINE uint64_t checksum(const void* data, int64_t n, uint64_t seed = 0, void* copy = nullptr) {
-  using namespace checksum_detail;
-  const char* from = static_cast<const char*>(data);
-  char* to = static_cast<char*>(copy);
+/// Of one block. Four independent lanes of multiply-and-rotate, 32 bytes per step.
+ML_INLINE uint64_t of_block(const char* from, int64_t n, uint64_t seed, char* to) {
   uint64_t lane[4] = {seed ^ kMix, seed + kSpread, seed ^ ~kMix, seed - kSpread};
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
@@ -44,6 +37,25 @@ ML_INLINE uint64_t checksum(const void* data, int64_t n, uint64_t seed = 0, void
   if (i < n && to != nullptr) std::memcpy(to + i, from + i, size_t(n - i));
   uint64_t h = uint64_t(n) * kSpread;
   for (int k = 0; k < 4; ++k) h = avalanche(h ^ avalanche(lane[k] ^ (rest[k] * kMix))) + uint64_t(k);
+  return h;
+}
+
+constexpr int64_t kBlock = 8192;
+
+}  // namespace checksum_detail
+
+/// The checksum of bytes [0, n), and with `copy` not null their copy in the same pass: that of blocks of 8 KB, taken
+/// together in order. Every step is a bijection of its state for given input, so one changed word always changes the
+/// result. python/moonlang/kernels/page_copies.py computes the same, the blocks side by side.
+ML_INLINE uint64_t checksum(const void* data, int64_t n, uint64_t seed = 0, void* copy = nullptr) {
+  using namespace checksum_detail;
+  const char* from = static_cast<const char*>(data);
+  char* to = static_cast<char*>(copy);
+  uint64_t h = avalanche(uint64_t(n) ^ seed);
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t size = n - i < kBlock ? n - i : kBlock;
+    h = avalanche(h ^ of_block(from + i, size, seed, to == nullptr ? nullptr : to + i));
+  }
   return h;
 }
 

@@ -7,7 +7,7 @@ namespace ml {
 
 enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
 
-/// The best one this machine has (avx512 means F, BW, DQ, VL, BF16 and VNNI together).
+/// The best one this machine has (avx512 means F, BW, DQ, VL, VBMI, BF16 and VNNI together).
 Isa detected_isa();
 
 /// The one in use: the detected one, or what MOONLANG_CPU_ISA or `force_isa` said. Costs one load.

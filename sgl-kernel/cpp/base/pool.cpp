@@ -74,7 +74,6 @@ class Pool {
     stop_workers();
     threads_ = threads;
     cpus_ = pin ? allowed_cpus() : std::vector<int>();
-    if (pin) bind_to(pthread_self(), cpus_[0]);
   }
 
   void run(int64_t tasks, void (*task)(void*, int64_t), void* context) {

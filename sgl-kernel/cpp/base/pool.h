@@ -17,8 +17,9 @@ namespace ml {
 /// use.
 int threads();
 
-/// 1 <= n <= 256. With `pin` each thread is bound to one of the CPUs the process may use, the calling thread to the
-/// first. Not to be called while a job runs.
+/// 1 <= n <= 256. With `pin` each worker is bound to one of the CPUs the process may use, all but the first: a woken
+/// worker then never queues behind the caller that woke it. The caller stays free, as do the threads it starts. Not to
+/// be called while a job runs.
 void set_threads(int n, bool pin = false);
 
 /// Runs the tasks and returns when all are done; the first exception of a task is thrown again here. Called from inside

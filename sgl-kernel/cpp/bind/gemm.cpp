@@ -5,15 +5,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "base/checksum.h"
-#include "base/pool.h"
-#include "base/span.h"
 #include "bind/arrays.h"
+#include "bind/kinds.h"
 #include "bind/module.h"
 
 namespace nb = nanobind;
@@ -23,17 +20,6 @@ using ml::bind::Matrix;
 using ml::bind::refuse;
 
 namespace {
-
-const char* kind_name(WeightKind kind) {
-  constexpr const char* kNames[] = {"f32", "bf16", "int8", "int4", "w8a8", "fp8"};
-  return kNames[int(kind)];
-}
-
-WeightKind dense_kind(const std::string& name) {
-  if (name == "f32") return WeightKind::f32;
-  if (name == "bf16") return WeightKind::bf16;
-  refuse("kind: expected f32 or bf16, got " + name);
-}
 
 Activation activation(const std::string& name) {
   constexpr const char* kNames[] = {"none", "silu", "gelu_tanh", "gelu_erf", "relu"};
@@ -61,7 +47,7 @@ PackedWeight pack_arrays(const std::vector<bind::ReadArray>& weights, const std:
     sources.push_back({m.data, m.type, m.rows, m.ld});
   }
   if (sources.empty() || k == 0) refuse("weight: nothing to pack");
-  const WeightKind wanted = dense_kind(kind);
+  const WeightKind wanted = bind::dense_kind(kind);
   const nb::gil_scoped_release released;
   return pack(sources, k, wanted, gated, arena);
 }
@@ -91,46 +77,6 @@ void gemm_arrays(const PackedWeight& w, const bind::ReadArray& x, const bind::Ar
   gemm(w, in.data, in.type, in.ld, out.data, out.type, out.ld, in.rows, epilogue);
 }
 
-constexpr int64_t kBlock = 4 << 20;  // bytes checked and copied by one task
-
-/// Copies the bytes into the weight and returns the checksum of the block checksums.
-uint64_t copy_checked(const void* from, int64_t bytes, void* to) {
-  const int64_t blocks = ceil_div(bytes, kBlock);
-  std::vector<uint64_t> sums(static_cast<size_t>(blocks));
-  parallel(blocks, [&](int64_t i) {
-    const int64_t at = i * kBlock, size = bytes - at < kBlock ? bytes - at : kBlock;
-    char* const target = to == nullptr ? nullptr : static_cast<char*>(to) + at;
-    sums[size_t(i)] = checksum(static_cast<const char*>(from) + at, size, uint64_t(i), target);
-  });
-  return checksum(sums.data(), blocks * int64_t(sizeof(uint64_t)), uint64_t(bytes));
-}
-
-using Bytes = nb::ndarray<nb::ro, uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-PackedWeight restore(const Bytes& bytes, uint64_t expected, const std::string& kind, int64_t n, int64_t k, bool gated,
-                     Arena& arena) {
-  PackedWeight w = packed_shape(dense_kind(kind), n, k, gated);
-  if (int64_t(bytes.size()) != w.bytes) refuse("packed bytes: wrong size");
-  const nb::gil_scoped_release released;
-  w.memory = arena.take(w.bytes);
-  if (copy_checked(bytes.data(), w.bytes, w.memory.get()) != expected) refuse("packed bytes: wrong checksum");
-  return w;
-}
-
-/// The checksum of a matrix's elements, row after row, whatever the distance between the rows.
-uint64_t content_checksum(const bind::ReadArray& source, uint64_t seed) {
-  const Matrix m = bind::matrix(source, "weight");
-  const nb::gil_scoped_release released;
-  const int64_t row_bytes = m.columns * bytes_of(m.type);
-  constexpr int64_t kRows = 64;
-  std::vector<uint64_t> sums(static_cast<size_t>(m.rows));
-  parallel(ceil_div(m.rows, kRows), [&](int64_t task) {
-    const int64_t begin = task * kRows, end = begin + kRows < m.rows ? begin + kRows : m.rows;
-    for (int64_t i = begin; i < end; ++i) sums[size_t(i)] = checksum(m.row(i), row_bytes, seed);
-  });
-  return checksum(sums.data(), m.rows * int64_t(sizeof(uint64_t)), seed);
-}
-
 }  // namespace
 
 ML_BIND(gemm) {
@@ -139,7 +85,7 @@ ML_BIND(gemm) {
       .def_prop_ro("taken_bytes", &Arena::taken_bytes);
 
   nb::class_<PackedWeight>(m, "PackedWeight")
-      .def_prop_ro("kind", [](const PackedWeight& w) { return kind_name(w.kind); })
+      .def_prop_ro("kind", [](const PackedWeight& w) { return bind::kind_name(w); })
       .def_ro("n", &PackedWeight::n)
       .def_ro("k", &PackedWeight::k)
       .def_ro("gated", &PackedWeight::gated)
@@ -152,10 +98,5 @@ ML_BIND(gemm) {
       });
 
   m.def("pack", &pack_arrays, "weights"_a, "kind"_a, "gated"_a, "arena"_a);
-  m.def("restore", &restore, "bytes"_a, "checksum"_a, "kind"_a, "n"_a, "k"_a, "gated"_a, "arena"_a);
-  m.def(
-      "block_checksum", [](const Bytes& bytes) { return copy_checked(bytes.data(), int64_t(bytes.size()), nullptr); },
-      "bytes"_a, nb::call_guard<nb::gil_scoped_release>());
-  m.def("content_checksum", &content_checksum, "source"_a, "seed"_a);
   m.def("gemm", &gemm_arrays, "w"_a, "x"_a, "y"_a, "bias"_a = nb::none(), "residual"_a = nb::none(), "act"_a = "none");
 }

@@ -57,6 +57,16 @@ void init(KvPages* self, const Array& buffer, int layer, int key_dim, int value_
 
 }  // namespace
 
+ml::DType ml::bind::pool_dtype_named(const std::string& name) {
+  if (name == "float32") return DType::f32;
+  if (name == "bfloat16") return DType::bf16;
+  if (name == "float16") return DType::f16;
+  if (name == "float8_e4m3fn") return DType::fp8_e4m3;
+  if (name == "float8_e5m2") return DType::fp8_e5m2;
+  if (name == "int8") return DType::i8;
+  refuse("no pool has the type " + name);
+}
+
 ML_BIND(kv_view) {
   nb::class_<KvPages>(m, "KvPages")
       .def("__init__", &init, "buffer"_a, "layer"_a, "key_dim"_a, "value_dim"_a, "inline_scales"_a,

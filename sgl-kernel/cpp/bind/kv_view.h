@@ -1,6 +1,8 @@
 // The pages of one layer, from Python's arrays.
 #pragma once
 
+#include <string>
+
 #include "bind/arrays.h"
 #include "ops/kv_view.h"
 
@@ -12,5 +14,8 @@ struct KvPages {
   Array buffer;
   ReadArray key_scale, value_scale;
 };
+
+/// Element types that a pool may have, by their torch names; a ValueError for others.
+DType pool_dtype_named(const std::string& name);
 
 }  // namespace ml::bind

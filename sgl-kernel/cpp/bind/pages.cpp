@@ -3,6 +3,7 @@
 
 #include <nanobind/stl/optional.h>
 
+#include <cstdint>
 #include <optional>
 
 #include "bind/arrays.h"
@@ -71,9 +72,43 @@ void sum_pages(const ReadArray& from, const ReadArray& ids, const Sums& sums, ui
   ml::sum_pages(source.memory, source_ids, count, source.bytes, out, seed);
 }
 
+/// Pages somewhere in memory, `stride` bytes apart. The caller answers for the addresses.
+ml::PageMemory memory_at(uint64_t address, int64_t stride, int64_t bytes, const char* name) {
+  if (bytes < 0 || stride < bytes) refuse(std::string(name) + ": pages overlap");
+  return {reinterpret_cast<char*>(address), stride};
+}
+
+const int32_t* raw_ids(const ReadArray& ids, const char* name, int64_t count) {
+  return checked_ids(ids, name, count, int64_t{INT32_MAX} + 1);
+}
+
+void copy_at(uint64_t from, int64_t from_stride, const ReadArray& from_ids, uint64_t to, int64_t to_stride,
+             const ReadArray& to_ids, int64_t bytes, const std::optional<Sums>& sums, uint64_t seed) {
+  const ml::PageMemory source = memory_at(from, from_stride, bytes, "source");
+  const ml::PageMemory target = memory_at(to, to_stride, bytes, "target");
+  const int64_t count = int64_t(from_ids.shape(0));
+  const int32_t* source_ids = raw_ids(from_ids, "source_ids", count);
+  const int32_t* target_ids = raw_ids(to_ids, "target_ids", count);
+  uint64_t* out = sums ? checked_sums(*sums, count) : nullptr;
+  nb::gil_scoped_release release;
+  ml::copy_pages(source, source_ids, target, target_ids, count, bytes, out, seed);
+}
+
+void sum_at(uint64_t from, int64_t stride, const ReadArray& ids, int64_t bytes, const Sums& sums, uint64_t seed) {
+  const ml::PageMemory source = memory_at(from, stride, bytes, "source");
+  const int64_t count = int64_t(ids.shape(0));
+  const int32_t* source_ids = raw_ids(ids, "ids", count);
+  uint64_t* out = checked_sums(sums, count);
+  nb::gil_scoped_release release;
+  ml::sum_pages(source, source_ids, count, bytes, out, seed);
+}
+
 }  // namespace
 
 ML_BIND(pages) {
+  m.def("copy_at", &copy_at, "source"_a, "source_stride"_a, "source_ids"_a, "target"_a, "target_stride"_a,
+        "target_ids"_a, "bytes"_a, "sums"_a.none(), "seed"_a);
+  m.def("sum_at", &sum_at, "source"_a, "stride"_a, "ids"_a, "bytes"_a, "sums"_a, "seed"_a);
   m.def("copy_pages", &copy_pages, "source"_a, "source_ids"_a, "target"_a, "target_ids"_a, "sums"_a.none(), "seed"_a);
   m.def("sum_pages", &sum_pages, "source"_a, "ids"_a, "sums"_a, "seed"_a);
 }

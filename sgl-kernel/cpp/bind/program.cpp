@@ -3,13 +3,16 @@
 
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 
 #include "bind/arrays.h"
 #include "bind/module.h"
 #include "base/cpu.h"
+#include "bind/kv_view.h"
 #include "program/ops.h"
 
 namespace nb = nanobind;
@@ -146,7 +149,7 @@ class Writer {
     if (values_[size_t(x)].kept || !values_[size_t(out)].kept) refuse("select: from all tokens to the kept ones");
     const int64_t width = columns(x);
     define(out, width);
-    program_.add(std::make_unique<ml::SelectOp>(x, out, width * ml::bytes_of(dtype())));
+    program_.add(std::make_unique<ml::SelectOp>(x, out, width));
   }
 
   void head(int hidden, const ml::PackedWeight& weight, float softcap) {
@@ -161,7 +164,7 @@ class Writer {
     pool.pages = pages;
     pool.layers = layers;
     pool.page_tokens = page_tokens;
-    pool.type = dtype_named(type);
+    pool.type = ml::bind::pool_dtype_named(type);
     program_.set_pool(pool);
   }
 
@@ -179,6 +182,12 @@ class Writer {
   float* logits(int64_t begin, int64_t end) {
     const nb::gil_scoped_release free;
     return program_.logits(begin, end);
+  }
+
+  std::pair<std::vector<int64_t>, std::vector<int64_t>> best(int64_t begin, int64_t end) {
+    const nb::gil_scoped_release free;
+    ml::Program::Best found = program_.best(begin, end);
+    return {std::move(found.tokens), std::move(found.broken)};
   }
 
   ml::Program& program() { return program_; }
@@ -250,6 +259,7 @@ ML_BIND(program) {
             return nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, 2, shape, self);
           },
           "begin"_a, "end"_a)
+      .def("best", &Writer::best, "begin"_a, "end"_a)
       .def_prop_ro_static("isa", [](nb::handle) { return std::string(ml::isa_name(ml::isa())); })
       .def_prop_rw(
           "measured", [](Writer& writer) { return writer.program().measured(); },

@@ -11,6 +11,7 @@
 
 #include "base/span.h"
 #include "bind/arrays.h"
+#include "bind/kinds.h"
 #include "bind/module.h"
 
 namespace nb = nanobind;
@@ -21,16 +22,6 @@ using ml::bind::ReadArray;
 using ml::bind::refuse;
 
 namespace {
-
-QuantForm form_of(const std::string& kind, int64_t group) {
-  if (group < 1) refuse("group: must be positive");
-  if (kind == "int8") return {WeightKind::int8, DType::i8, group};
-  if (kind == "int4") return {WeightKind::int4, DType::i8, group};
-  if (kind == "w8a8") return {WeightKind::w8a8, DType::i8, group};
-  if (kind == "fp8_e4m3") return {WeightKind::fp8, DType::fp8_e4m3, group};
-  if (kind == "fp8_e5m2") return {WeightKind::fp8, DType::fp8_e5m2, group};
-  refuse("kind: expected int8, int4, w8a8, fp8_e4m3 or fp8_e5m2, got " + kind);
-}
 
 /// A dense [rows, groups] array of float32.
 const float* per_group(const ReadArray& array, const char* name, int64_t rows, int64_t groups) {
@@ -50,7 +41,7 @@ PackedWeight pack_arrays(const std::vector<ReadArray>& codes, const std::vector<
   }
   const int64_t k = bind::matrix(codes[0], "codes").columns;
   if (k == 0) refuse("codes: nothing to pack");
-  const QuantForm form = form_of(kind, group);
+  const QuantForm form = bind::quant_form(kind, group);
   const int64_t groups = form.group >= k ? 1 : ceil_div(k, form.group);
   std::vector<QuantRows> sources;
   for (size_t i = 0; i < codes.size(); ++i) {
@@ -79,7 +70,7 @@ ML_BIND(quant) {
   m.def(
       "why_not_packable",
       [](const std::string& kind, int64_t k, int64_t group, bool zeros) {
-        const char* const why = why_not_packable(form_of(kind, group), k, zeros);
+        const char* const why = why_not_packable(bind::quant_form(kind, group), k, zeros);
         return std::string(why == nullptr ? "" : why);
       },
       "kind"_a, "k"_a, "group"_a, "zeros"_a);

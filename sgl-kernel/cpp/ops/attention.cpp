@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "base/pool.h"
 #include "base/span.h"
@@ -33,19 +34,16 @@ void attend(AttendCall call, const AttendPlan& plan) {
   call.partials = static_cast<float*>(scratch(plan.partial_floats() * int64_t{sizeof(float)}, 1));
   call.segments = plan.segments().data();
   call.most_queries = plan.most_queries();
-  const int64_t task_bytes = ops.scratch_bytes(call);
-  const int heads = plan.shape().heads, together = plan.heads_per_task();
-  const int64_t head_groups = ceil_div(heads, together);
-  parallel(int64_t(plan.items().size()) * head_groups, [&](int64_t task) {
-    const AttendItem& item = plan.items()[size_t(task / head_groups)];
-    const int first = int(task % head_groups) * together;
-    void* memory = scratch(task_bytes, 0);
-    for (int head = first; head < heads && head < first + together; ++head) ops.run(call, item, head, memory);
+  const int64_t task_bytes = ops.scratch_bytes(call, plan.heads_per_task());
+  const std::vector<AttendTask>& tasks = plan.tasks();
+  parallel(int64_t(tasks.size()), [&](int64_t i) {
+    const AttendTask& task = tasks[size_t(i)];
+    ops.run(call, plan.items()[size_t(task.item)], task.head, task.head_end, scratch(task_bytes, 0));
   });
   if (plan.merges().empty()) return;
   parallel(int64_t(plan.merges().size()), [&](int64_t task) {
     void* memory = scratch(task_bytes, 0);
-    for (int head = 0; head < heads; ++head) ops.merge(call, plan.merges()[size_t(task)], head, memory);
+    for (int head = 0; head < plan.shape().heads; ++head) ops.merge(call, plan.merges()[size_t(task)], head, memory);
   });
 }
 

@@ -35,9 +35,10 @@ struct AttendCall {
 };
 
 /// What a kernel file offers. `scratch` is uninitialised memory of scratch_bytes, 64-byte aligned, for this call alone.
+/// A call of `run` does at most `heads` of them.
 struct AttentionTable {
-  int64_t (*scratch_bytes)(const AttendCall&);
-  void (*run)(const AttendCall&, const AttendItem&, int head, void* scratch);
+  int64_t (*scratch_bytes)(const AttendCall&, int heads);
+  void (*run)(const AttendCall&, const AttendItem&, int head, int head_end, void* scratch);
   void (*merge)(const AttendCall&, const AttendMerge&, int head, void* scratch);
 };
 

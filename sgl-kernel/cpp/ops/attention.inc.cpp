@@ -1,4 +1,5 @@
 // Attention, see attention.h: which arithmetic serves which types, and the merge of partial results.
+#include "ops/attention_few.h"
 #include "ops/attention_item.h"
 
 namespace ml::ML_ISA {
@@ -14,7 +15,7 @@ bool pairs(const AttendCall& call) {
 
 template <class A, class T>
 Reader<A> reader_of() {
-  return {pack_keys<A, T>, pack_values<A, T>, direct_of<A, T>()};
+  return {pack_keys<A, T>, pack_values<A, T>};
 }
 
 Reader<FmaArith> fma_reader(DType type) {
@@ -49,22 +50,28 @@ Reader<DotArith> dot_reader(DType type) {
 }
 #endif
 
-int64_t scratch_bytes(const AttendCall& call) {
+int64_t scratch_bytes(const AttendCall& call, int heads) {
 #if defined(ML_ISA_AVX512)
-  if (pairs(call)) return ItemMemory<DotArith>(call, nullptr).bytes;
+  if (pairs(call)) {
+    const int64_t rows = call.most_queries < kMostDirectRows ? call.most_queries : kMostDirectRows;
+    const int64_t few = FewMemory(call, heads, rows, nullptr).bytes, many = ItemMemory<DotArith>(call, nullptr).bytes;
+    return few > many ? few : many;
+  }
 #endif
   return ItemMemory<FmaArith>(call, nullptr).bytes;
 }
 
-void run(const AttendCall& call, const AttendItem& item, int head, void* scratch) {
+void run(const AttendCall& call, const AttendItem& item, int head, int head_end, void* scratch) {
 #if defined(ML_ISA_AVX512)
   if (pairs(call)) {
+    if (few_rows(call, item)) return FewRun(call, item, head, head_end, scratch).run();
     const Reader<DotArith> reader = dot_reader(call.kv.type);
-    return ItemRun<DotArith>(call, item, head, reader, scratch).run();
+    for (; head < head_end; ++head) ItemRun<DotArith>(call, item, head, reader, scratch).run();
+    return;
   }
 #endif
   const Reader<FmaArith> reader = fma_reader(call.kv.type);
-  ItemRun<FmaArith>(call, item, head, reader, scratch).run();
+  for (; head < head_end; ++head) ItemRun<FmaArith>(call, item, head, reader, scratch).run();
 }
 
 /// The same operations in the same order as in a task that holds all blocks.

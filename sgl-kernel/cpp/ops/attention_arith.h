@@ -3,6 +3,10 @@
 // A product of an [R, S] matrix with an [S, C] one is a chain of S steps per output: out = step(out, a[r][s], b[s][c]).
 // FmaArith: a step is one float32 multiply-add. DotArith: a and b hold pairs of bf16, a step adds both products in
 // float32 (vdpbf16ps). `Unit` is one a or b of a step: a float, or a pair.
+//
+// The product of queries and keys is kChains chains: step s belongs to chain s % kChains, and the chains are added in
+// order at the end. With eight of them the units of two keys fill a register as they lie in memory, see
+// attention_direct.h.
 #pragma once
 
 #include "base/types.h"
@@ -92,6 +96,7 @@ struct FmaArith {
   using Unit = float;
   using Wide = f32v;               // N units
   static constexpr int kPair = 1;  // numbers in a unit
+  static constexpr int kChains = 1;
 
   static ML_INLINE Wide load(const Unit* p) { return f32v::load(p); }
   static ML_INLINE void store(Unit* p, Wide v) { v.store(p); }
@@ -119,6 +124,7 @@ struct DotArith {
   using Unit = uint32_t;
   using Wide = __m512i;
   static constexpr int kPair = 2;
+  static constexpr int kChains = 8;
 
   static ML_INLINE Wide load(const Unit* p) { return _mm512_loadu_si512(p); }
   static ML_INLINE void store(Unit* p, Wide v) { _mm512_storeu_si512(p, v); }
@@ -132,15 +138,33 @@ struct DotArith {
     if (left >= 32) return _mm512_loadu_si512(row);
     return _mm512_maskz_loadu_epi16((1u << left) - 1u, row);
   }
-  static ML_INLINE Wide row_units(const fp8_e4m3* row, int left) {
-    const __mmask32 there = left >= 32 ? __mmask32(~0u) : __mmask32((1u << left) - 1u);
-    return from_e4m3(_mm256_maskz_loadu_epi8(there, row));
-  }
+  static ML_INLINE Wide row_units(const fp8_e4m3* row, int left) { return from_e4m3(row_bytes(row, left)); }
+  static ML_INLINE Wide row_units(const fp8_e5m2* row, int left) { return from_e5m2(row_bytes(row, left)); }
   template <class T>
   static ML_INLINE Wide row_units(const T* row, int left) {
     if (left >= 32) return join(f32v::load(row), f32v::load(row + 16));
     const f32v high = left > 16 ? f32v::load(row + 16, left - 16) : f32v::zero();
     return join(left >= 16 ? f32v::load(row) : f32v::load(row, left), high);
+  }
+
+  /// 16 numbers of row a, then 16 of row b; `left` of them exist in each.
+  static ML_INLINE Wide two_rows(const bf16* a, const bf16* b, int left) {
+    if (left >= 16) {
+      const __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)a));
+      return _mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i*)b), 1);
+    }
+    const __m512i low = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(f32v::first(left), a));
+    return _mm512_inserti64x4(low, _mm256_maskz_loadu_epi16(f32v::first(left), b), 1);
+  }
+  static ML_INLINE Wide two_rows(const fp8_e4m3* a, const fp8_e4m3* b, int left) {
+    return from_e4m3(two_rows_bytes(a, b, left));
+  }
+  static ML_INLINE Wide two_rows(const fp8_e5m2* a, const fp8_e5m2* b, int left) {
+    return from_e5m2(two_rows_bytes(a, b, left));
+  }
+  static ML_INLINE Wide two_rows(const int8_t* a, const int8_t* b, int left) {
+    if (left >= 16) return join(f32v::load(a), f32v::load(b));
+    return join(f32v::load(a, left), f32v::load(b, left));
   }
 
   /// Dimensions [0, 32) of two value rows, each pair together.
@@ -152,21 +176,47 @@ struct DotArith {
   }
 
   static ML_INLINE void pack_weights(const f32v (&p)[kPair], Unit* out) { store(out, join(p[0], p[1])); }
+  /// Half as many.
+  static ML_INLINE void pack_weights(f32v p, Unit* out) {
+    _mm256_storeu_si256((__m256i*)out, (__m256i)_mm512_cvtneps_pbh(p.v));
+  }
 
  private:
-  /// Four exponent bits and three of mantissa stand where bf16 has them after a shift; the bias differs by 120.
-  /// Subnormals come from a table, 0x7f is NaN.
+  static ML_INLINE __m256i row_bytes(const void* row, int left) {
+    const __mmask32 there = left >= 32 ? __mmask32(~0u) : __mmask32((1u << left) - 1u);
+    return _mm256_maskz_loadu_epi8(there, row);
+  }
+  static ML_INLINE __m256i two_rows_bytes(const void* a, const void* b, int left) {
+    const __mmask16 there = left >= 16 ? __mmask16(0xffff) : f32v::first(left);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_maskz_loadu_epi8(there, a)),
+                                   _mm_maskz_loadu_epi8(there, b), 1);
+  }
+
+  /// Exponent and mantissa of e4m3 stand where bf16 has them after a shift by 4; the bias differs by 120. Subnormals,
+  /// m * 2^-9, and NaN (0x7f) come from a table of 32 words, by the byte's low bits.
   static ML_INLINE Wide from_e4m3(__m256i bytes) {
-    const __m512i wide = _mm512_cvtepu8_epi16(bytes);
-    const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));
-    const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(wide, _mm512_set1_epi16(0x80)), 8);
-    const __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
-    const __mmask32 small = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
-    // bf16 of 0, 1, .. 7 times 2^-9.
-    const __m512i tiny = _mm512_set4_epi32(0x3c603c40, 0x3c203c00, 0x3bc03b80, 0x3b000000);
-    const __m512i value = _mm512_mask_permutexvar_epi16(normal, small, magnitude, tiny);
-    const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
-    return _mm512_or_si512(sign, _mm512_mask_mov_epi16(value, nan, _mm512_set1_epi16(0x7fc0)));
+    const __m512i odd = _mm512_setr_epi32(0x3b000000, 0x3bc03b80, 0x3c203c00, 0x3c603c40, 0, 0, 0, 0,  //
+                                          0, 0, 0, 0, 0, 0, 0, 0x7fc00000);
+    return from_fp8<4, 120, 1, 9>(bytes, odd);
+  }
+  /// Of e5m2 after a shift by 5, 112 apart. Subnormals are m * 2^-16, 0x7c is infinity, what follows is NaN.
+  static ML_INLINE Wide from_e5m2(__m256i bytes) {
+    const __m512i odd = _mm512_setr_epi32(0x37800000, 0x38403800, 0, 0, 0, 0, 0, 0,  //
+                                          0, 0, 0, 0, 0, 0, 0x7fc07f80, 0x7fc07fc0);
+    return from_fp8<5, 112, 4, 8>(bytes, odd);
+  }
+
+  /// odd: the words of those magnitudes that the shift does not get right: as signed bytes, magnitude + turn < below.
+  template <int shift, int bias, int turn, int below>
+  static ML_INLINE Wide from_fp8(__m256i bytes, __m512i odd) {
+    const __m256i magnitude = _mm256_and_si256(bytes, _mm256_set1_epi8(0x7f));
+    const __mmask32 is_odd =
+        _mm256_cmplt_epi8_mask(_mm256_add_epi8(magnitude, _mm256_set1_epi8(turn)), _mm256_set1_epi8(below));
+    const __m512i wide = _mm512_cvtepu8_epi16(magnitude);
+    const __m512i plain = _mm512_add_epi16(_mm512_slli_epi16(wide, shift), _mm512_set1_epi16(bias << 7));
+    const __m512i value = _mm512_mask_permutexvar_epi16(plain, is_odd, wide, odd);
+    constexpr int kOrAnd = 0xf8;  // value | (sign & 0x8000)
+    return _mm512_ternarylogic_epi32(value, _mm512_cvtepi8_epi16(bytes), _mm512_set1_epi16(-0x8000), kOrAnd);
   }
 
   /// Words first, first of b, first + 1, first + 1 of b, ...

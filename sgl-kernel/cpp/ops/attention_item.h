@@ -2,10 +2,8 @@
 // .inc.cpp only.
 #pragma once
 
-#include "base/span.h"
-#include "ops/attention.h"
-#include "ops/attention_direct.h"
 #include "ops/attention_pack.h"
+#include "ops/attention_row.h"
 
 namespace ml::ML_ISA {
 
@@ -14,63 +12,7 @@ template <class A>
 struct Reader {
   void (*keys)(const char* const* rows, int begin, int end, int dim, typename A::Unit* out);
   void (*values)(const char* const* rows, int begin, int end, int dim, typename A::Unit* out);
-  const Direct<A>* direct;  // [kTileRows], by count of rows, for few rows; or null
 };
-
-/// Running result of one query row: largest scaled score and sum of weights so far.
-struct RowState {
-  float top, sum;
-};
-
-/// Takes a block's (top, sum) into each state; merge[i] says what that means for the values. count <= kTileRows.
-ML_INLINE void merge_states(const RowState* block, int count, RowState* states, RowMerge* merge) {
-  static_assert(2 * kTileRows <= kLanes, "one vector holds the exponents of a tile");
-  float exponents[kLanes] = {}, factors[kLanes];
-  for (int i = 0; i < count; ++i) {
-    const float top = states[i].top > block[i].top ? states[i].top : block[i].top;
-    exponents[2 * i] = states[i].top - top;
-    exponents[2 * i + 1] = block[i].top - top;
-    states[i].top = top;
-  }
-  exp2(f32v::load(exponents)).store(factors);
-  for (int i = 0; i < count; ++i) {
-    merge[i] = {factors[2 * i], factors[2 * i + 1]};
-    states[i].sum = states[i].sum * merge[i].keep + block[i].sum * merge[i].add;
-  }
-}
-
-constexpr RowState kNothing = {kHidden, 0.0f};
-
-/// Writes values / sum in the call's dtype. head: q head. values: at least value_dim floats.
-template <class Q>
-ML_INLINE void write_row(const AttendCall& call, int64_t token, int q_head, RowState state, const float* values) {
-  float factor;
-  if (call.sinks != nullptr) {
-    const RowState sink = {call.sinks[q_head] * kLog2e, 1.0f};
-    RowMerge merge;
-    merge_states(&sink, 1, &state, &merge);
-    factor = merge.keep / state.sum;
-  } else {
-    factor = state.sum == 0.0f ? 0.0f : 1.0f / state.sum;
-  }
-  if (call.kv.value_scale != nullptr) factor *= call.kv.value_scale[q_head / (call.q_heads / call.kv.heads)];
-  Q* to = static_cast<Q*>(call.out) + token * call.out_stride + int64_t{q_head} * call.kv.value_dim;
-  const f32v by = f32v::set(factor);
-  int at = 0;
-  for (; at + kLanes <= call.kv.value_dim; at += kLanes) (f32v::load(values + at) * by).store(to + at);
-  if (at < call.kv.value_dim) (f32v::load(values + at) * by).store(to + at, call.kv.value_dim - at);
-}
-
-inline void write_row_as(const AttendCall& call, int64_t token, int q_head, RowState state, const float* values) {
-  switch (call.dtype) {
-    case DType::bf16:
-      return write_row<bf16>(call, token, q_head, state, values);
-    case DType::f16:
-      return write_row<fp16>(call, token, q_head, state, values);
-    default:
-      return write_row<float>(call, token, q_head, state, values);
-  }
-}
 
 /// Where a task's arrays lie in its scratch memory.
 template <class A>
@@ -83,7 +25,7 @@ struct ItemMemory {
   RowState* states;
   int64_t* tokens;
   int32_t* positions;
-  const char **key_rows, **value_rows, **next_rows;
+  const char **key_rows, **value_rows;
   char* zeros;  // a row outside of what anybody sees
 
   ItemMemory(const AttendCall& call, char* base) {
@@ -105,7 +47,6 @@ struct ItemMemory {
     take(base, positions, call.most_queries);
     take(base, key_rows, kBlockTokens);
     take(base, value_rows, kBlockTokens);
-    take(base, next_rows, kAhead);
     take(base, zeros, zero_bytes);
   }
 
@@ -131,13 +72,7 @@ class ItemRun {
         group_(call.q_heads / call.kv.heads),
         reader_(reader),
         memory_(call, static_cast<char*>(scratch)) {
-    const bool capped = call.softcap != 0.0f;
-    const float scale = call.scale * (kv_.key_scale != nullptr ? kv_.key_scale[head] : 1.0f);
-    rule_.scale = capped ? kLog2e : scale * kLog2e;
-    rule_.softcap = call.softcap;
-    rule_.cap_scale = capped ? scale / call.softcap : 0.0f;
-    rule_.key_scale = kv_.inline_scales ? memory_.key_scale : nullptr;
-    rule_.value_scale = kv_.inline_scales ? memory_.value_scale : nullptr;
+    rule_ = rule_of(call, head, memory_.key_scale, memory_.value_scale);
   }
 
   void run() {
@@ -178,23 +113,12 @@ class ItemRun {
   }
 
   void read_query(int64_t row, int g) {
-    const int64_t at = memory_.tokens[row] * call_.q_stride + (int64_t{head_} * group_ + g) * kv_.key_dim;
-    switch (call_.dtype) {
-      case DType::bf16:
-        return copy_query(static_cast<const bf16*>(call_.q) + at, row);
-      case DType::f16:
-        return copy_query(static_cast<const fp16*>(call_.q) + at, row);
-      default:
-        return copy_query(static_cast<const float*>(call_.q) + at, row);
-    }
-  }
-
-  template <class Q>
-  ML_INLINE void copy_query(const Q* from, int64_t row) {
-    for (int64_t step = 0; step < memory_.ldq; step += kLanes) {
-      const int at = int(step) * A::kPair;
-      A::store(memory_.queries + row * memory_.ldq + step, A::row_units(from + at, kv_.key_dim - at));
-    }
+    with_query(call_, memory_.tokens[row], head_ * group_ + g, [&](const auto* from) {
+      for (int64_t step = 0; step < memory_.ldq; step += kLanes) {
+        const int at = int(step) * A::kPair;
+        A::store(memory_.queries + row * memory_.ldq + step, A::row_units(from + at, kv_.key_dim - at));
+      }
+    });
   }
 
   bool visible(int64_t row, int block) const {
@@ -202,11 +126,7 @@ class ItemRun {
     return range.low < range.high;
   }
 
-  RowRange row_range(int64_t row, int block) const {
-    const int last = memory_.positions[row] - block * kBlockTokens;
-    const int low = call_.window == 0 ? 0 : last + 1 - call_.window;
-    return {low > 0 ? low : 0, last + 1 < kBlockTokens ? last + 1 : kBlockTokens};
-  }
+  RowRange row_range(int64_t row, int block) const { return range_in(call_, memory_.positions[row], block); }
 
   /// Whether the block lies in the same pages for both segments, and wholly before their last query.
   bool same_keys(const AttendSegment& a, const AttendSegment& b, int block) const {
@@ -229,13 +149,9 @@ class ItemRun {
     }
     if (all.low >= all.high) return;
     find_rows(segment, block, all);
-    direct_ = reader_.direct != nullptr && last - first <= kTileRows;
-    if (direct_) find_next(segment, block + 1);
-    if (!direct_) {
-      const int begin = all.low / kPanel * kPanel, end = int(round_up(all.high, kHalf));
-      reader_.keys(memory_.key_rows, begin, end, kv_.key_dim, memory_.keys);
-      reader_.values(memory_.value_rows, begin, end, kv_.value_dim, memory_.values);
-    }
+    const int begin = all.low / kPanel * kPanel, end = int(round_up(all.high, kHalf));
+    reader_.keys(memory_.key_rows, begin, end, kv_.key_dim, memory_.keys);
+    reader_.values(memory_.value_rows, begin, end, kv_.value_dim, memory_.values);
     for (int64_t row = first; row < last;) {
       int count = 0;
       while (count < kTileRows && row + count < last && visible(row + count, block)) ++count;
@@ -265,18 +181,6 @@ class ItemRun {
       }
     }
     if (kv_.inline_scales) read_scales(begin, end);
-  }
-
-  /// The first keys of the next block: they are fetched while the values of this one are used.
-  void find_next(const AttendSegment& segment, int block) {
-    const int begin = block * kBlockTokens, end = segment.start + segment.count;
-    next_count_ = 0;
-    if (block >= item_.block_end) return;
-    const char* base = kv_.base + kv_.key_offset + head_ * kv_.head_stride;
-    for (int position = begin; position < end && next_count_ < kAhead; ++position) {
-      const int page = position / kv_.page_tokens, offset = position % kv_.page_tokens;
-      memory_.next_rows[next_count_++] = base + segment.pages[page] * kv_.page_stride + offset * kv_.token_stride;
-    }
   }
 
   void read_scales(int begin, int end) {
@@ -316,12 +220,7 @@ class ItemRun {
     }
     const int begin = all.low / kPanel * kPanel, end = int(round_up(all.high, kHalf));
     const Unit* queries = memory_.queries + row * memory_.ldq;
-    if (direct_) {
-      const RowList keys = {memory_.key_rows, kv_.key_dim, memory_.value_rows + begin, end - begin};
-      reader_.direct[R - 1].scores(queries, memory_.ldq, keys, begin, end, memory_.scores);
-    } else {
-      tile_scores<A, R>(queries, memory_.ldq, memory_.keys, int(memory_.steps), begin, end, memory_.scores);
-    }
+    tile_scores<A, R>(queries, memory_.ldq, memory_.keys, int(memory_.steps), begin, end, memory_.scores);
     RowState states[R];
     for (int r = 0; r < R; ++r) {
       states[r].top = soften<A>(rule_, ranges[r], begin, end, memory_.scores + r * kBlockTokens,
@@ -331,12 +230,7 @@ class ItemRun {
     if (item_.whole) merge_states(states, R, memory_.states + row, merge);
     float* outputs = memory_.outputs + row * memory_.dims;
     const RowMerge* how = item_.whole ? merge : nullptr;
-    if (direct_) {
-      const RowList values = {memory_.value_rows, kv_.value_dim, memory_.next_rows, next_count_};
-      reader_.direct[R - 1].values(memory_.weights, values, begin, end, how, outputs, memory_.dims);
-    } else {
-      tile_values<A, R>(memory_.weights, memory_.values, begin, end, int(memory_.dims), how, outputs, memory_.dims);
-    }
+    tile_values<A, R>(memory_.weights, memory_.values, begin, end, int(memory_.dims), how, outputs, memory_.dims);
     if (!item_.whole) leave(row, R, block, states);
   }
 
@@ -344,12 +238,8 @@ class ItemRun {
   void leave(int64_t row, int count, int block, const RowState* states) {
     for (int r = 0; r < count; ++r) {
       const AttendSegment& segment = segments_[item_.segment + (row + r) / group_];  // one token each
-      const int64_t q_head = int64_t{head_} * group_ + (row + r) % group_;
-      const int64_t place = int64_t{block - segment.first_block} * call_.q_heads + q_head;
-      float* to = call_.partials + segment.partials + place * (kv_.value_dim + 2);
-      __builtin_memcpy(to, memory_.outputs + (row + r) * memory_.dims, size_t(kv_.value_dim) * sizeof(float));
-      to[kv_.value_dim] = states[r].top;
-      to[kv_.value_dim + 1] = states[r].sum;
+      const int q_head = head_ * group_ + int((row + r) % group_);
+      leave_row(call_, segment, block, q_head, states[r], memory_.outputs + (row + r) * memory_.dims);
     }
   }
 
@@ -370,8 +260,6 @@ class ItemRun {
   ItemMemory<A> memory_;
   ScoreRule rule_;
   int64_t rows_ = 0;
-  bool direct_ = false;
-  int next_count_ = 0;
 };
 
 }  // namespace ml::ML_ISA

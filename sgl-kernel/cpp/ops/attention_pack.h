@@ -7,7 +7,7 @@
 namespace ml::ML_ISA {
 
 constexpr int kLine = 64;
-constexpr int kAhead = 32;  // rows that are on their way while one is used
+constexpr int kPackAhead = 32;  // rows that are on their way while one is used
 
 /// Into the second-level cache, see fetch_ahead.
 ML_INLINE void prefetch_rows(const char* const* rows, int count, int64_t bytes) {
@@ -21,7 +21,7 @@ template <class A, class T>
 void pack_keys(const char* const* rows, int begin, int end, int dim, typename A::Unit* out) {
   const int steps = (dim + A::kPair - 1) / A::kPair;
   for (int key = begin; key < end; key += kLanes) {
-    if (key + kAhead < end) prefetch_rows(rows + key + kAhead, kLanes, dim * int64_t{sizeof(T)});
+    if (key + kPackAhead < end) prefetch_rows(rows + key + kPackAhead, kLanes, dim * int64_t{sizeof(T)});
     typename A::Unit* to = out + int64_t{key / kPanel} * kPanel * steps + key % kPanel;
     for (int step = 0; step < steps; step += kLanes) {
       typename A::Wide t[kLanes];
@@ -41,7 +41,7 @@ void pack_values(const char* const* rows, int begin, int end, int dim, typename 
   constexpr int kSteps = kBlockTokens / A::kPair;
   const int dims = (dim + kHalf - 1) / kHalf * kHalf;
   for (int key = begin; key < end; key += A::kPair) {
-    if (key + kAhead < end) prefetch_rows(rows + key + kAhead, A::kPair, dim * int64_t{sizeof(T)});
+    if (key + kPackAhead < end) prefetch_rows(rows + key + kPackAhead, A::kPair, dim * int64_t{sizeof(T)});
     const T* pair[A::kPair];
 #pragma GCC unroll 2
     for (int i = 0; i < A::kPair; ++i) pair[i] = reinterpret_cast<const T*>(rows[key + i]);

@@ -8,9 +8,11 @@ namespace ml {
 
 namespace {
 
-constexpr int kMostQueries = 128;   // q rows that one task holds, unless a single token has more
+constexpr int kMostQueries = 256;   // q rows that one task holds, unless a single token has more,
+constexpr int kLessQueries = 128;   // or when there would be too few tasks
 constexpr int kMostBlocks = 8;      // of one decode task
-constexpr int kTasksPerThread = 4;  // fewer, and one slow thread holds up the others
+constexpr int kFewQueries = 16;     // q rows that wait for memory rather than compute
+constexpr int kTasksPerThread = 2;  // fewer, and one slow thread holds up the others
 constexpr int64_t kTaskNanos = 20000;
 
 }  // namespace
@@ -39,7 +41,9 @@ void AttendPlan::build(const AttendRows& rows, const AttendShape& shape) {
   shape_ = shape;
   segments_.clear();
   items_.clear();
+  tasks_.clear();
   merges_.clear();
+  heads_per_task_ = 1;
   tokens_ = partial_floats_ = most_queries_ = 0;
   std::vector<Row> decode, prefill;
   int64_t decode_blocks = 0;
@@ -54,8 +58,13 @@ void AttendPlan::build(const AttendRows& rows, const AttendShape& shape) {
     }
   }
   const int64_t wanted = int64_t{kTasksPerThread} * shape.threads;
-  const bool enough = int64_t(decode.size()) * shape.heads >= wanted || !prefill.empty();
-  chunk_blocks_ = enough ? kMostBlocks : int(std::clamp<int64_t>(decode_blocks * shape.heads / wanted, 1, kMostBlocks));
+  const bool enough = int64_t(decode.size()) >= wanted || !prefill.empty();
+  chunk_blocks_ = enough ? kMostBlocks : int(std::clamp<int64_t>(decode_blocks / wanted, 1, kMostBlocks));
+
+  int64_t prefill_queries = 0;
+  for (const Row& row : prefill) prefill_queries += int64_t{row.count} * shape.group;
+  const bool many = prefill_queries / kMostQueries * shape.heads >= 4 * wanted;
+  prefill_tokens_ = std::max(1, (many ? kMostQueries : kLessQueries) / shape.group);
 
   order_rows(prefill);
   for (const Row& row : prefill) add_prefill(row);
@@ -89,9 +98,8 @@ void AttendPlan::add_item(std::size_t first_segment, int block, int block_end, b
 }
 
 void AttendPlan::add_prefill(const Row& row) {
-  const int step = std::max(1, kMostQueries / shape_.group);
-  for (int at = 0; at < row.count; at += step) {
-    const Row part{row.token + at, row.pages, row.start + at, std::min(step, row.count - at)};
+  for (int at = 0; at < row.count; at += prefill_tokens_) {
+    const Row part{row.token + at, row.pages, row.start + at, std::min(prefill_tokens_, row.count - at)};
     const int first = part.first_block(shape_.window);
     segments_.push_back({part.token, -1, part.pages, part.start, part.count, first});
     add_item(segments_.size() - 1, first, part.end_block(), true);
@@ -154,36 +162,48 @@ void AttendPlan::add_decode(const std::vector<Row>& rows, std::size_t begin, std
   }
 }
 
+int64_t AttendPlan::queries(const AttendItem& item) const {
+  int64_t queries = 0;
+  for (int i = item.segment; i < item.segment_end; ++i) queries += int64_t{segments_[i].count} * shape_.group;
+  return queries;
+}
+
 /// Nanoseconds, roughly, of an item for one kv head: it reads keys and values, and every query meets every key.
 int64_t AttendPlan::cost(const AttendItem& item) const {
-  int64_t queries = 0, end = 0;
+  int64_t end = 0;
   for (int i = item.segment; i < item.segment_end; ++i) {
-    queries += int64_t{segments_[i].count} * shape_.group;
     end = std::max<int64_t>(end, segments_[i].start + segments_[i].count);
   }
   const int64_t keys = std::min<int64_t>(end, int64_t{item.block_end} * kBlockTokens) - item.block * kBlockTokens;
-  return keys * shape_.value_dim * (queries + 8) / 64;
+  return keys * shape_.value_dim * (queries(item) + 8) / 64;
 }
 
-/// Costly items first, and the number of heads that makes a task worth handing out.
+/// Cuts the items into tasks, costly ones first. Heads lie side by side in a page: a task with few queries, which
+/// waits for memory, takes as many of them as leave enough tasks. With many queries it takes what makes it worth
+/// handing out.
 void AttendPlan::finish() {
-  std::vector<std::pair<int64_t, AttendItem>> priced;
-  int64_t total = 0;
+  int64_t few = 0;
+  std::vector<int64_t> costs;
   for (const AttendItem& item : items_) {
-    int64_t queries = 0;
-    for (int i = item.segment; i < item.segment_end; ++i) queries += int64_t{segments_[i].count} * shape_.group;
-    most_queries_ = std::max(most_queries_, queries);
-    priced.emplace_back(cost(item), item);
-    total += priced.back().first;
+    const int64_t rows = queries(item);
+    most_queries_ = std::max(most_queries_, rows);
+    few += rows <= kFewQueries ? 1 : 0;
+    costs.push_back(cost(item));
   }
-  std::stable_sort(priced.begin(), priced.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
-  for (std::size_t i = 0; i < priced.size(); ++i) items_[i] = priced[i].second;
-  heads_per_task_ = 1;
-  if (items_.empty()) return;
-  const int64_t count = int64_t(items_.size());
-  const int64_t worth = kTaskNanos * count / std::max<int64_t>(total, 1);
-  const int64_t spread = count * shape_.heads / (2 * kTasksPerThread * shape_.threads);
-  heads_per_task_ = int(std::clamp<int64_t>(std::min(worth, spread), 1, shape_.heads));
+  const int64_t groups = few == 0 ? 1 : ceil_div(int64_t{kTasksPerThread} * shape_.threads, few);
+  const int few_heads = int(ceil_div(shape_.heads, std::min<int64_t>(groups, shape_.heads)));
+  for (std::size_t i = 0; i < items_.size(); ++i) {
+    const int64_t worth = std::clamp<int64_t>(kTaskNanos / std::max<int64_t>(costs[i], 1), 1, shape_.heads);
+    const int heads = queries(items_[i]) <= kFewQueries ? few_heads : int(worth);
+    heads_per_task_ = std::max(heads_per_task_, heads);
+    costs[i] *= heads;
+    for (int head = 0; head < shape_.heads; head += heads) {
+      tasks_.push_back({int32_t(i), head, std::min(head + heads, shape_.heads)});
+    }
+  }
+  std::stable_sort(tasks_.begin(), tasks_.end(), [&](const AttendTask& a, const AttendTask& b) {
+    return costs[std::size_t(a.item)] > costs[std::size_t(b.item)];
+  });
 }
 
 }  // namespace ml

@@ -20,7 +20,7 @@ struct AttendSegment {
   int32_t first_block;  // the first block that the row sees at all
 };
 
-/// The work of one task per kv head: blocks [block, block_end) for some segments, in an order in which segments that
+/// The work per kv head: blocks [block, block_end) for some segments, in an order in which segments that
 /// share pages stand together.
 struct AttendItem {
   int32_t segment;
@@ -28,6 +28,13 @@ struct AttendItem {
   int32_t block;
   int32_t block_end;
   bool whole;  // these are all blocks of the segments: write the result. Otherwise leave (m, l, o) of each block
+};
+
+/// An item for kv heads [head, head_end).
+struct AttendTask {
+  int32_t item;
+  int32_t head;
+  int32_t head_end;
 };
 
 /// A decode row whose blocks were left as partial results.
@@ -63,7 +70,8 @@ class AttendPlan {
 
   const AttendShape& shape() const { return shape_; }
   const std::vector<AttendSegment>& segments() const { return segments_; }
-  const std::vector<AttendItem>& items() const { return items_; }  // costly ones first
+  const std::vector<AttendItem>& items() const { return items_; }
+  const std::vector<AttendTask>& tasks() const { return tasks_; }  // costly ones first
   const std::vector<AttendMerge>& merges() const { return merges_; }
   int64_t tokens() const { return tokens_; }
   int64_t partial_floats() const { return partial_floats_; }
@@ -77,18 +85,21 @@ class AttendPlan {
   void add_decode(const std::vector<Row>& rows, std::size_t begin, std::size_t end, int shared);
   void add_item(std::size_t first_segment, int block, int block_end, bool whole);
   void join_prefill();
+  int64_t queries(const AttendItem& item) const;
   int64_t cost(const AttendItem& item) const;
   void finish();
 
   AttendShape shape_{};
   std::vector<AttendSegment> segments_;
   std::vector<AttendItem> items_;
+  std::vector<AttendTask> tasks_;
   std::vector<AttendMerge> merges_;
   int64_t tokens_ = 0;
   int64_t partial_floats_ = 0;
   int64_t most_queries_ = 0;
   int chunk_blocks_ = 0;
-  int heads_per_task_ = 1;
+  int prefill_tokens_ = 0;  // of one task
+  int heads_per_task_ = 1;  // at most
 };
 
 }  // namespace ml

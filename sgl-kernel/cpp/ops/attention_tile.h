@@ -37,25 +37,29 @@ ML_INLINE f32v exp2(f32v x) {
 #endif
 }
 
-/// sums[r][c] = chain over the steps of a[r][step] times lanes c of b[step]. b: [steps, kPanel].
+/// sums[r][c] += steps first, first + stride ... of a[r][step] times lanes c of b[step]. b: [steps, kPanel].
 template <class A, int R, int C>
-ML_INLINE void multiply(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int steps,
-                        f32v (&sums)[R][C]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) sums[r][c] = f32v::zero();
-  }
-  for (int s = 0; s < steps; ++s, b += kPanel) {
+ML_INLINE void multiply(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int first, int stride,
+                        int steps, f32v (&sums)[R][C]) {
+  for (int s = first; s < steps; s += stride) {
     typename A::Wide lanes[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) lanes[c] = A::load(b + c * kLanes);
+    for (int c = 0; c < C; ++c) lanes[c] = A::load(b + int64_t{s} * kPanel + c * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const auto x = A::broadcast(a[r * lda + s]);
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) sums[r][c] = A::step(sums[r][c], x, lanes[c]);
     }
+  }
+}
+
+template <int R, int C>
+ML_INLINE void clear(f32v (&sums)[R][C]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) sums[r][c] = f32v::zero();
   }
 }
 
@@ -95,23 +99,51 @@ struct RowRange {
   int32_t low, high;  // keys [low, high) of the block are visible
 };
 
+/// sums[r][c] = the chains of a row of a and lanes c of b, added up.
+template <class A, int R, int C>
+ML_INLINE void multiply_chains(const typename A::Unit* a, int64_t lda, const typename A::Unit* b, int steps,
+                               f32v (&sums)[R][C]) {
+  clear(sums);
+  multiply<A, R, C>(a, lda, b, 0, A::kChains, steps, sums);
+  for (int chain = 1; chain < A::kChains; ++chain) {
+    f32v more[R][C];
+    clear(more);
+    multiply<A, R, C>(a, lda, b, chain, A::kChains, steps, more);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sums[r][c] += more[r][c];
+    }
+  }
+}
+
+/// Scores of C vectors of keys. A chain and its sum need twice the registers: the rows are halved then, and the keys
+/// found in the first-level cache by the second half.
+template <class A, int R, int C>
+ML_INLINE void tile_columns(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps,
+                            float* scores) {
+  if constexpr (A::kChains > 1 && R > kTileRows / 2) {
+    tile_columns<A, R / 2, C>(q, ldq, keys, steps, scores);
+    tile_columns<A, R - R / 2, C>(q + R / 2 * ldq, ldq, keys, steps, scores + R / 2 * kBlockTokens);
+  } else {
+    f32v sums[R][C];
+    multiply_chains<A, R, C>(q, ldq, keys, steps, sums);
+    put_values<R, C>(sums, nullptr, scores, kBlockTokens);
+  }
+}
+
 /// Scores of keys [begin, end) of the block (multiples of kHalf), R rows of kBlockTokens floats.
 template <class A, int R>
 ML_INLINE void tile_scores(const typename A::Unit* q, int64_t ldq, const typename A::Unit* keys, int steps, int begin,
                            int end, float* scores) {
-  const auto columns = [&](auto& sums, int at) {
-    constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
-    multiply<A, R, C>(q, ldq, keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel, steps, sums);
-    put_values<R, C>(sums, nullptr, scores + at, kBlockTokens);
-    return at + C * kLanes;
-  };
   for (int at = begin; at < end;) {
+    const typename A::Unit* from = keys + int64_t{at / kPanel} * kPanel * steps + at % kPanel;
     if (at % kPanel == 0 && end - at >= kPanel) {
-      f32v sums[R][kTileCols];
-      at = columns(sums, at);
+      tile_columns<A, R, kTileCols>(q, ldq, from, steps, scores + at);
+      at += kPanel;
     } else {
-      f32v sums[R][2];
-      at = columns(sums, at);
+      tile_columns<A, R, 2>(q, ldq, from, steps, scores + at);
+      at += kHalf;
     }
   }
 }
@@ -130,8 +162,9 @@ ML_INLINE void shape_scores(const ScoreRule& rule, int begin, int end, float* sc
 }
 
 /// Scores of keys [begin, end) -> weights 2^(scale * score - top) of the visible ones, 0 for the others, as operands of
-/// the product with the values. Returns top, and the sum of the weights in *total.
-template <class A>
+/// the product with the values; not `pack`: the weights take the places of the scores, without value_scale. Returns
+/// top, and the sum of the weights in *total.
+template <class A, bool pack = true>
 ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end, float* scores,
                        typename A::Unit* weights, float* total) {
   shape_scores(rule, begin, end, scores);
@@ -149,9 +182,13 @@ ML_INLINE float soften(const ScoreRule& rule, RowRange range, int begin, int end
     for (int i = 0; i < A::kPair; ++i) {
       p[i] = exp2((f32v::load(scores + j + i * kLanes) - shift) * scale);
       sum_of += p[i];
-      if (rule.value_scale != nullptr) p[i] *= f32v::load(rule.value_scale + j + i * kLanes);
+      if constexpr (!pack) {
+        p[i].store(scores + j + i * kLanes);
+      } else if (rule.value_scale != nullptr) {
+        p[i] *= f32v::load(rule.value_scale + j + i * kLanes);
+      }
     }
-    A::pack_weights(p, weights + j / A::kPair);
+    if constexpr (pack) A::pack_weights(p, weights + j / A::kPair);
   }
   *total = sum(sum_of);
   return largest * rule.scale;
@@ -167,7 +204,8 @@ ML_INLINE void tile_values(const typename A::Unit* weights, const typename A::Un
   const auto columns = [&](auto& sums, int at) {
     constexpr int C = sizeof(sums[0]) / sizeof(sums[0][0]);
     const typename A::Unit* panel = values + (int64_t{at / kPanel} * kSteps + first) * kPanel + at % kPanel;
-    multiply<A, R, C>(weights + first, kSteps, panel, steps, sums);
+    clear(sums);
+    multiply<A, R, C>(weights + first, kSteps, panel, 0, 1, steps, sums);
     put_values<R, C>(sums, merge, out + at, ldo);
     return at + C * kLanes;
   };

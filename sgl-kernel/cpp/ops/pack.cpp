@@ -1,5 +1,6 @@
 #include "ops/pack.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -37,6 +38,30 @@ void read_elements(const char* row, DType from, DType to, int64_t k0, int64_t co
   convert_ops().from_f32(wide, out, to, count);
 }
 
+// Four units side by side: GCC's vectors, so that every machine's smallest vector instructions do it.
+using Four = uint32_t __attribute__((vector_size(16)));
+constexpr int64_t kUnits = kTile;  // most units of a tile: elements of a float panel
+
+/// lines[u][c] = columns[c][u]: 4 x 4 units at a time, in registers.
+void transpose(const uint32_t (&columns)[kPanel][kUnits], int64_t units, uint32_t* lines) {
+  for (int64_t u = 0; u < units; u += 4) {
+    const int64_t count = std::min<int64_t>(4, units - u);
+    for (int64_t c = 0; c < kPanel; c += 4) {
+      Four in[4], half[4], out[4];
+      for (int i = 0; i < 4; ++i) std::memcpy(&in[i], &columns[c + i][u], sizeof(Four));
+      half[0] = __builtin_shuffle(in[0], in[1], Four{0, 4, 1, 5});
+      half[1] = __builtin_shuffle(in[0], in[1], Four{2, 6, 3, 7});
+      half[2] = __builtin_shuffle(in[2], in[3], Four{0, 4, 1, 5});
+      half[3] = __builtin_shuffle(in[2], in[3], Four{2, 6, 3, 7});
+      out[0] = __builtin_shuffle(half[0], half[2], Four{0, 1, 4, 5});
+      out[1] = __builtin_shuffle(half[0], half[2], Four{2, 3, 6, 7});
+      out[2] = __builtin_shuffle(half[1], half[3], Four{0, 1, 4, 5});
+      out[3] = __builtin_shuffle(half[1], half[3], Four{2, 3, 6, 7});
+      for (int64_t i = 0; i < count; ++i) std::memcpy(lines + (u + i) * kPanel + c, &out[i], sizeof(Four));
+    }
+  }
+}
+
 void pack_panel(const PackedWeight& w, const std::vector<Rows>& sources, int64_t panel) {
   const char* row[kPanel];
   DType type[kPanel];
@@ -47,22 +72,19 @@ void pack_panel(const PackedWeight& w, const std::vector<Rows>& sources, int64_t
   // A unit is what one column has in one line of the panel: a float, or a pair of bf16 (also 32 bits).
   uint32_t* const out = reinterpret_cast<uint32_t*>(const_cast<char*>(w.panel(panel)));
   const bool f32 = w.kind == WeightKind::f32;
-  const DType to = f32 ? DType::f32 : DType::bf16;
   const int64_t per_unit = f32 ? 1 : 2;
-  uint32_t column[kTile];
+  alignas(64) uint32_t columns[kPanel][kUnits] = {};  // what has no source stays zero
   for (int64_t k0 = 0; k0 < w.k; k0 += kTile) {
-    const int64_t count = w.k - k0 < kTile ? w.k - k0 : kTile;
-    const int64_t units = ceil_div(count, per_unit);
-    uint32_t* const lines = out + k0 / per_unit * kPanel;
+    const int64_t count = std::min(w.k - k0, kTile);
     for (int64_t c = 0; c < kPanel; ++c) {
-      if (row[c] == nullptr) continue;  // the memory is zero already
+      if (row[c] == nullptr) continue;
       if (f32) {
-        read_elements(row[c], type[c], to, k0, count, reinterpret_cast<float*>(column));
+        read_elements(row[c], type[c], DType::f32, k0, count, reinterpret_cast<float*>(columns[c]));
       } else {
-        read_elements(row[c], type[c], to, k0, count, reinterpret_cast<bf16*>(column));
+        read_elements(row[c], type[c], DType::bf16, k0, count, reinterpret_cast<bf16*>(columns[c]));
       }
-      for (int64_t u = 0; u < units; ++u) lines[u * kPanel + c] = column[u];
     }
+    transpose(columns, ceil_div(count, per_unit), out + k0 / per_unit * kPanel);
   }
 }
 

@@ -58,7 +58,8 @@ void pack_codes(WeightKind kind, const int8_t* codes, int64_t count, int64_t c, 
       *byte = char(*byte | (codes[k] + 8) << (4 * (c / 16)));
     }
   } else if (kind == WeightKind::fp8) {
-    for (int64_t k = 0; k < count; ++k) out[k / 2 * 2 * kPanel + 2 * c + k % 2] = char(codes[k]);
+    const int64_t place = c % 16 / 4 * 8 + c % 4 + c / 16 * 4;
+    for (int64_t k = 0; k < count; ++k) out[k / 2 * 2 * kPanel + 2 * place + k % 2] = char(codes[k]);
   } else {
     const int offset = kind == WeightKind::int8 ? 128 : 0;
     for (int64_t k = 0; k < count; ++k) out[k / 4 * 4 * kPanel + 4 * c + k % 4] = char(codes[k] + offset);
@@ -99,14 +100,8 @@ const char* why_not_packable(const QuantForm& form, int64_t k, bool zeros) {
   return nullptr;
 }
 
-PackedWeight pack_quantized(const QuantForm& form, const std::vector<QuantRows>& sources, int64_t k,
-                            const int32_t* order, bool gated, Arena& arena) {
-  int64_t n = 0;
-  bool zeros = false;
-  for (const QuantRows& source : sources) {
-    n += source.rows;
-    zeros = zeros || source.zeros != nullptr;
-  }
+PackedWeight quantized_shape(const QuantForm& form, int64_t n, int64_t k, bool zeros, const int32_t* order,
+                             bool gated) {
   const char* const why_not = why_not_packable(form, k, zeros);
   if (why_not != nullptr) throw std::invalid_argument(why_not);
   auto layout = std::make_shared<QuantLayout>(layout_of(form, k, zeros));
@@ -117,16 +112,34 @@ PackedWeight pack_quantized(const QuantForm& form, const std::vector<QuantRows>&
   const int64_t saved = padding / (form.kind == WeightKind::int4 ? 2 : 1);
   w.panel_bytes = round_up(layout->head_bytes + layout->segments * layout->segment_bytes - saved, 64);
   w.bytes = w.panels * w.panel_bytes;
+  w.extra = std::move(layout);
+  return w;
+}
+
+QuantForm quant_form(const PackedWeight& w) {
+  const QuantLayout& q = quant_layout(w);
+  return {w.kind, q.codes, q.side_bytes > 0 ? q.segment : w.k};
+}
+
+PackedWeight pack_quantized(const QuantForm& form, const std::vector<QuantRows>& sources, int64_t k,
+                            const int32_t* order, bool gated, Arena& arena) {
+  int64_t n = 0;
+  bool zeros = false;
+  for (const QuantRows& source : sources) {
+    n += source.rows;
+    zeros = zeros || source.zeros != nullptr;
+  }
+  PackedWeight w = quantized_shape(form, n, k, zeros, order, gated);
   w.memory = arena.take(w.bytes);
+  const QuantLayout& layout = quant_layout(w);
   const int64_t groups = form.group >= k ? 1 : ceil_div(k, form.group);
   parallel(w.panels, [&](int64_t panel) {
     for (int64_t c = 0; c < kPanel; ++c) {
       const int64_t row = w.source_row(panel, c);
       if (row < 0) continue;  // zero codes with scale zero
-      pack_column(w, *layout, source_row(sources, row, groups), form.group, c, const_cast<char*>(w.panel(panel)));
+      pack_column(w, layout, source_row(sources, row, groups), form.group, c, const_cast<char*>(w.panel(panel)));
     }
   });
-  w.extra = std::move(layout);
   return w;
 }
 

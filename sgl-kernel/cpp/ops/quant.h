@@ -15,7 +15,7 @@
 //   [scales | zeros] if one group covers K, then per segment: [scales | zeros] otherwise, and units of four k:
 //     int8   [32][4] bytes: code + 128
 //     int4   [16][4] bytes: code + 8 of column c in the lower half, of column c + 16 in the upper
-//     fp8    [2][32][2] bytes: pairs of k side by side
+//     fp8    [2][32][2] bytes: pairs of k side by side, of columns 0-3, 16-19, 4-7, 20-23 ...
 //   scales and zeros: float[32] each, zeros (whole numbers) only if any is not 0
 //
 // w8a8 quantises x too (int8, one scale per row) and adds up integers, so that every instruction set has the same sums:
@@ -73,6 +73,13 @@ struct QuantForm {
 /// Why the kernels cannot take this form, or null. Groups longer than a segment must be whole segments, and a multiple
 /// of 4.
 const char* why_not_packable(const QuantForm& form, int64_t k, bool zeros);
+
+/// Shape, layout and sizes without memory. order: k elements or null. Throws std::invalid_argument for what
+/// why_not_packable names.
+PackedWeight quantized_shape(const QuantForm& form, int64_t n, int64_t k, bool zeros, const int32_t* order, bool gated);
+
+/// The form that w was packed in; groups of more than a segment have become segments.
+QuantForm quant_form(const PackedWeight& w);
 
 /// Packs in parallel. order: k elements or null. Throws std::invalid_argument for what why_not_packable names.
 PackedWeight pack_quantized(const QuantForm& form, const std::vector<QuantRows>& sources, int64_t k,

@@ -56,26 +56,41 @@ struct Int4Codes {
 };
 
 #if defined(ML_ISA_AVX512)
-/// 32 fp8 as bf16. The exponent moves to its place and gets the other bias; numbers too small for a leading one
-/// (exponent 0) come from a table of their fractions.
+/// The upper and the lower byte of the bf16 of every fp8 magnitude.
+struct Fp8Table {
+  alignas(64) uint8_t high[128];
+  alignas(64) uint8_t low[128];
+};
+
 template <int fraction_bits>
-ML_INLINE __m512i fp8_to_bf16(__m256i codes) {
-  constexpr int shift = 7 - fraction_bits;
-  constexpr int exponents = 0x7f >> fraction_bits << fraction_bits;
-  constexpr int bias = fraction_bits == 3 ? 120 : 112;  // 127 - 7, 127 - 15
-  // i * 2^-9 for e4m3, i * 2^-16 for e5m2; what lies beyond is not looked up.
-  alignas(64) static constexpr uint16_t kE4m3[32] = {0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
-  alignas(64) static constexpr uint16_t kE5m2[32] = {0x0000, 0x3780, 0x3800, 0x3840};
-  const __m512i wide = _mm512_cvtepi8_epi16(codes);
-  const __m512i moved = _mm512_and_si512(_mm512_slli_epi16(wide, shift), _mm512_set1_epi16(short(0x7f << shift)));
-  const __m512i normal = _mm512_add_epi16(moved, _mm512_set1_epi16(short(bias << 7)));
-  const __mmask32 small = _mm512_testn_epi16_mask(wide, _mm512_set1_epi16(short(exponents)));
-  const __m512i table = _mm512_load_si512(fraction_bits == 3 ? kE4m3 : kE5m2);
-  const __m512i magnitude = _mm512_mask_permutexvar_epi16(normal, small, wide, table);
-  // magnitude | (wide & sign)
-  return _mm512_ternarylogic_epi32(magnitude, wide, _mm512_set1_epi16(short(0x8000)), 0xf8);
+constexpr Fp8Table fp8_table() {
+  constexpr int bias = fraction_bits == 3 ? 7 : 15;
+  Fp8Table table{};
+  for (int code = 1; code < 128; ++code) {
+    int exponent = code >> fraction_bits, fraction = code & ((1 << fraction_bits) - 1);
+    if (exponent == 0) {  // no leading one: bring it up
+      exponent = 1;
+      for (; fraction >> fraction_bits == 0; fraction <<= 1) --exponent;
+      fraction -= 1 << fraction_bits;
+    }
+    const int bits = (exponent - bias + 127) << 7 | fraction << (7 - fraction_bits);
+    table.high[code] = uint8_t(bits >> 8);
+    table.low[code] = uint8_t(bits);
+  }
+  return table;
+}
+
+template <int fraction_bits>
+constexpr Fp8Table kFp8 = fp8_table<fraction_bits>();
+
+/// `of` the bytes of `codes` without their signs.
+ML_INLINE __m512i look_up(__m512i codes, const uint8_t (&of)[128]) {
+  return _mm512_permutex2var_epi8(_mm512_load_si512(of), codes, _mm512_load_si512(of + 64));
 }
 #endif
+
+/// The column whose pair of k is the i-th of 32: such that interleaving bytes within 16 leaves the columns in order.
+constexpr int fp8_column(int i) { return i / 8 * 4 + i % 4 + (i % 8 < 4 ? 0 : 16); }
 
 template <class T, int fraction_bits>
 struct Fp8Codes {
@@ -84,9 +99,9 @@ struct Fp8Codes {
   static ML_INLINE void widen(const char* unit, float* out) {
     uint8_t apart[128];  // [4][32]
     for (int pair = 0; pair < 2; ++pair) {
-      for (int c = 0; c < kPanel; ++c) {
-        apart[pair * 64 + c] = uint8_t(unit[pair * 64 + 2 * c]);
-        apart[pair * 64 + 32 + c] = uint8_t(unit[pair * 64 + 2 * c + 1]);
+      for (int i = 0; i < kPanel; ++i) {
+        apart[pair * 64 + fp8_column(i)] = uint8_t(unit[pair * 64 + 2 * i]);
+        apart[pair * 64 + 32 + fp8_column(i)] = uint8_t(unit[pair * 64 + 2 * i + 1]);
       }
     }
     const T* const codes = reinterpret_cast<const T*>(apart);
@@ -95,9 +110,15 @@ struct Fp8Codes {
 
 #if defined(ML_ISA_AVX512)
   static ML_INLINE void pairs(const char* unit, __m512i (&w)[4]) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      w[i] = fp8_to_bf16<fraction_bits>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit + i * 32)));
+    const Fp8Table& table = kFp8<fraction_bits>;
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+      const __m512i codes = _mm512_loadu_si512(unit + 64 * p), low = look_up(codes, table.low);
+      // the magnitude's upper byte | the code's sign
+      const __m512i high =
+          _mm512_ternarylogic_epi32(look_up(codes, table.high), codes, _mm512_set1_epi8(char(0x80)), 0xf8);
+      w[2 * p] = _mm512_unpacklo_epi8(low, high);
+      w[2 * p + 1] = _mm512_unpackhi_epi8(low, high);
     }
   }
 #endif

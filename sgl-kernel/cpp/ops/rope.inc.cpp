@@ -2,6 +2,8 @@
 // the tokens' type where layers/norm.py and layers/rotary.py round.
 #include "ops/rope.h"
 
+#include <type_traits>
+
 #include "simd/vec.h"
 
 namespace ml::ML_ISA {
@@ -130,27 +132,44 @@ ML_INLINE float largest_magnitude(const float* x, int dim) {
   return max(top);
 }
 
+/// An 8-bit float: bits of mantissa, bias of the exponent, largest number, as in to_fp8_bits of base/types.h.
 template <class S>
 struct Narrow {};
 template <>
-struct Narrow<int8_t> {
-  static constexpr float kLargest = 127.0f;
-};
-template <>
 struct Narrow<fp8_e4m3> {
+  static constexpr int kMantissa = 3, kBias = 7;
   static constexpr float kLargest = 448.0f;
 };
 template <>
 struct Narrow<fp8_e5m2> {
+  static constexpr int kMantissa = 2, kBias = 15;
   static constexpr float kLargest = 57344.0f;
 };
+template <>
+struct Narrow<int8_t> {
+  static constexpr float kLargest = 127.0f;
+};
 
-ML_INLINE void put_narrow(float x, int8_t* out) {
-  const float inside = x < -127.0f ? -127.0f : x > 127.0f ? 127.0f : x;
-  *out = int8_t(__builtin_rintf(inside));
+/// to_fp8_bits without a branch and with whole numbers' comparisons only: compilers make vectors of it.
+template <class S>
+void narrow_row(const float* x, int dim, S* out) {
+  constexpr uint32_t kDrop = 23 - Narrow<S>::kMantissa, kRebias = uint32_t(127 - Narrow<S>::kBias) << 23;
+  constexpr uint32_t kNormal = uint32_t(128 - Narrow<S>::kBias) << 23;
+  constexpr uint32_t kMagic = kNormal + (kDrop << 23);
+  const uint32_t largest = bit_cast<uint32_t>(Narrow<S>::kLargest);
+  for (int i = 0; i < dim; ++i) {
+    const uint32_t bits = bit_cast<uint32_t>(x[i]), magnitude = bits & 0x7fffffffu;
+    const uint32_t inside = magnitude < largest ? magnitude : largest;
+    const uint32_t normal = (inside + (1u << (kDrop - 1)) - 1u + ((inside >> kDrop) & 1u) - kRebias) >> kDrop;
+    const uint32_t tiny = bit_cast<uint32_t>(bit_cast<float>(inside) + bit_cast<float>(kMagic)) - kMagic;
+    const uint32_t number = inside < kNormal ? tiny : normal;
+    out[i].bits = uint8_t(((bits >> 24) & 0x80u) | (magnitude > 0x7f800000u ? 0x7fu : number));
+  }
 }
-ML_INLINE void put_narrow(float x, fp8_e4m3* out) { from_f32(x, out); }
-ML_INLINE void put_narrow(float x, fp8_e5m2* out) { from_f32(x, out); }
+
+void narrow_row(const float* x, int dim, int8_t* out) {
+  for (int i = 0; i < dim; ++i) out[i] = int8_t(int32_t(x[i]));
+}
 
 /// x / scale in a narrow type; with an inline scale the row's own, which takes its largest number to the type's
 /// largest.
@@ -162,9 +181,16 @@ void put_scaled(const KvView& kv, const float* scale, int head, const float* x, 
     factor = top > 0.0f ? top / Narrow<S>::kLargest : 1.0f;
     __builtin_memcpy(to + dim * sizeof(S), &factor, sizeof(float));
   }
-  const float inverse = 1.0f / factor;
-  S* out = reinterpret_cast<S*>(to);
-  for (int i = 0; i < dim; ++i) put_narrow(x[i] * inverse, out + i);
+  const f32v inverse = f32v::set(1.0f / factor), largest = f32v::set(Narrow<S>::kLargest);
+  float scaled[kMostHeadDim];
+  for (int i = 0; i < dim; i += N) {
+    f32v y = load_some(x + i, dim - i) * inverse;
+    if constexpr (std::is_same_v<S, int8_t>) {
+      y = round(min(max(y, -largest), largest));
+    }
+    store_some(y, scaled + i, dim - i);
+  }
+  narrow_row(scaled, dim, reinterpret_cast<S*>(to));
 }
 
 template <class S>

@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "base/pool.h"
+#include "base/span.h"
 
 namespace ml {
 namespace {
 
+constexpr int64_t kTaskTokens = 128 << 10;  // whose largest logit is found in some 20 us
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 /// The finaliser of splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
@@ -44,6 +46,16 @@ double uniform(int64_t seed, int64_t position) {
 void sample(const SampleBatch& batch) {
   if (batch.rows == 1) return sample_row(batch, 0);
   parallel(batch.rows, [&](int64_t row) { sample_row(batch, row); });
+}
+
+void argmax(const float* logits, int64_t rows, int64_t vocab, int64_t* tokens, float* peaks) {
+  const SamplingOps& ops = sampling_ops();
+  const int64_t step = std::max<int64_t>(1, kTaskTokens / vocab);
+  parallel(ceil_div(rows, step), [&](int64_t task) {
+    for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) {
+      tokens[row] = ops.argmax(logits + row * vocab, vocab, peaks + row);
+    }
+  });
 }
 
 void log_probabilities(const float* logits, int64_t vocab, const LogprobQuery& query) {

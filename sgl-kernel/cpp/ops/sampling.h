@@ -64,6 +64,10 @@ struct SampleBatch {
 };
 void sample(const SampleBatch& batch);
 
+/// Each row's most probable token (the first of equals) and its logit, as `sample` at temperature 0. Rows of vocab lie
+/// one behind the other.
+void argmax(const float* logits, int64_t rows, int64_t vocab, int64_t* tokens, float* peaks);
+
 /// log softmax(logits / temperature) at the query's ids and of its `top` best, these by falling probability and then by
 /// id.
 void log_probabilities(const float* logits, int64_t vocab, const LogprobQuery& query);

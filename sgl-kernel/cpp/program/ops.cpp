@@ -32,20 +32,22 @@ void unpack_row(const PackedWeight& w, int64_t row, float scale, T* out) {
 
 void EmbedOp::run(Step& step) const {
   check_ids(step, rows_);
-  embedding({type_, scale_, columns_, table_.data, columns_, step.ids.data(), step.at(out_), columns_}, step.tokens());
+  embedding({type_, scale_, columns_, table_.data, columns_, step.ids.data(), step.at(out_), step.stride(columns_)},
+            step.tokens());
 }
 
 void PackedEmbedOp::run(Step& step) const {
   check_ids(step, table_.n);
   constexpr int64_t kTaskElements = 16 * 1024;  // some 20 microseconds: every pair of numbers is on a line of its own
   const int64_t per_task = std::max<int64_t>(1, kTaskElements / table_.k), tokens = step.tokens();
+  const int64_t stride = step.stride(table_.k);
   const auto rows = [&](int64_t task) {
     for (int64_t t = task * per_task; t < std::min(tokens, (task + 1) * per_task); ++t) {
       const int64_t id = step.ids[size_t(t)];
       if (table_.kind == WeightKind::bf16) {
-        unpack_row(table_, id, scale_, static_cast<bf16*>(step.at(out_)) + t * table_.k);
+        unpack_row(table_, id, scale_, static_cast<bf16*>(step.at(out_)) + t * stride);
       } else {
-        unpack_row(table_, id, scale_, static_cast<float*>(step.at(out_)) + t * table_.k);
+        unpack_row(table_, id, scale_, static_cast<float*>(step.at(out_)) + t * stride);
       }
     }
   };
@@ -63,30 +65,30 @@ void NormOp::run(Step& step) const {
   norm.weight = weight_.data;
   norm.x = step.at(x_);
   norm.residual = norm.y = step.at(out_);
-  norm.ldx = norm.ld_residual = norm.ldy = dim_;
+  norm.ldx = norm.ld_residual = norm.ldy = step.stride(dim_);
   rms_norm(norm, step.rows_of(out_));
 }
 
 void LinearOp::run(Step& step) const {
   const int64_t rows = step.rows_of(out_);
   if (rows == 0) return;
-  const int64_t width = weight_.columns();
+  const int64_t stride = step.stride(weight_.columns());
   Epilogue epilogue;
   epilogue.bias = static_cast<const float*>(bias_.data);
   epilogue.act = act_;
   if (residual_ >= 0) {
     epilogue.residual = step.at(residual_);
-    epilogue.ld_residual = width;
+    epilogue.ld_residual = stride;
   }
   const DType type = step.shape.dtype;
-  gemm(weight_, step.at(x_), type, weight_.k, step.at(out_), type, width, rows, epilogue);
+  gemm(weight_, step.at(x_), type, step.stride(weight_.k), step.at(out_), type, stride, rows, epilogue);
 }
 
 void MoeOp::run(Step& step) const {
-  const int64_t rows = step.rows_of(out_), size = moe_.size();
+  const int64_t rows = step.rows_of(out_), stride = step.stride(moe_.size());
   if (rows == 0) return;
   const void* residual = residual_ < 0 ? nullptr : step.at(residual_);
-  moe_.run(step.at(x_), size, step.at(out_), size, residual, size, step.shape.dtype, rows);
+  moe_.run(step.at(x_), stride, step.at(out_), stride, residual, stride, step.shape.dtype, rows);
 }
 
 void AttendOp::run(Step& step) const {
@@ -102,8 +104,8 @@ void AttendOp::run(Step& step) const {
   call.out = step.at(out_);
   call.dtype = step.shape.dtype;
   call.q_heads = step.shape.heads;
-  call.q_stride = int64_t{step.shape.heads + 2 * step.shape.kv_heads} * step.shape.head_dim;
-  call.out_stride = int64_t{step.shape.heads} * step.shape.head_dim;
+  call.q_stride = step.stride(int64_t{step.shape.heads + 2 * step.shape.kv_heads} * step.shape.head_dim);
+  call.out_stride = step.stride(int64_t{step.shape.heads} * step.shape.head_dim);
   call.window = layer_.window;
   call.scale = layer_.scale;
   call.softcap = layer_.softcap;
@@ -121,7 +123,8 @@ void AttendOp::rotate_and_store(Step& step, const KvView& kv) const {
   call.k = qkv + shape.heads * dim * item;
   call.v = qkv + (shape.heads + shape.kv_heads) * dim * item;
   call.dtype = shape.dtype;
-  call.q_stride = call.k_stride = call.v_stride = call.q_out_stride = (shape.heads + 2 * shape.kv_heads) * dim;
+  call.q_stride = step.stride((shape.heads + 2 * shape.kv_heads) * dim);
+  call.k_stride = call.v_stride = call.q_out_stride = call.q_stride;
   call.q_heads = shape.heads;
   call.head_dim = shape.head_dim;
   call.eps = layer_.eps;
@@ -138,15 +141,16 @@ void AttendOp::rotate_and_store(Step& step, const KvView& kv) const {
 void SelectOp::run(Step& step) const {
   const char* from = static_cast<const char*>(step.at(x_));
   char* to = static_cast<char*>(step.at(out_));
+  const int64_t stride = step.stride(columns_) * bytes_of(step.shape.dtype);
   for (int64_t i = 0; i < step.kept_count(); ++i) {
-    std::memcpy(to + i * row_bytes_, from + step.kept[size_t(i)] * row_bytes_, size_t(row_bytes_));
+    std::memcpy(to + i * stride, from + step.kept[size_t(i)] * stride, size_t(stride));
   }
 }
 
 int64_t LinearHead::vocabulary() const { return weight_.n; }
 
 void LinearHead::run(const void* hidden, int64_t count, float* logits) const {
-  gemm(weight_, hidden, type_, weight_.k, logits, DType::f32, weight_.n, count, {});
+  gemm(weight_, hidden, type_, stride_of(weight_.k, type_), logits, DType::f32, weight_.n, count, {});
   if (softcap_ != 0) softcap(logits, count, weight_.n, softcap_);
 }
 

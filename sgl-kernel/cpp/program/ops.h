@@ -122,13 +122,13 @@ class AttendOp : public Op {
 /// out = the kept rows of x.
 class SelectOp : public Op {
  public:
-  SelectOp(int x, int out, int64_t row_bytes) : x_(x), out_(out), row_bytes_(row_bytes) {}
+  SelectOp(int x, int out, int64_t columns) : x_(x), out_(out), columns_(columns) {}
   const char* name() const override { return "select"; }
   void run(Step& step) const override;
 
  private:
   int x_, out_;
-  int64_t row_bytes_;
+  int64_t columns_;
 };
 
 /// Logits in float32: W x, bounded by softcap * tanh(x / softcap) when softcap is not 0.

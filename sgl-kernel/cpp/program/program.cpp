@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <stdexcept>
+
+#include "ops/sampling.h"
 
 namespace ml {
 
 int Program::buffer(int64_t columns, bool kept) {
-  buffers_.push_back({columns * bytes_of(shape().dtype), kept});
+  buffers_.push_back({columns * bytes_of(shape().dtype) + kStrideMore, kept});  // narrower values may be strided
   return int(buffers_.size()) - 1;
 }
 
@@ -20,7 +23,7 @@ int Program::plan_for(int32_t window) {
 
 void Program::set_head(int hidden_buffer, int64_t columns, std::unique_ptr<Head> head) {
   hidden_buffer_ = hidden_buffer;
-  hidden_row_bytes_ = columns * bytes_of(shape().dtype);
+  hidden_row_bytes_ = stride_of(columns, shape().dtype) * bytes_of(shape().dtype);
   head_ = std::move(head);
 }
 
@@ -46,6 +49,18 @@ float* Program::logits(int64_t begin, int64_t end) {
   const char* hidden = static_cast<const char*>(step_.at(hidden_buffer_)) + begin * hidden_row_bytes_;
   if (end > begin) timed("head", [&] { head_->run(hidden, end - begin, out); });
   return out;
+}
+
+Program::Best Program::best(int64_t begin, int64_t end) {
+  const float* const values = logits(begin, end);
+  Best found;
+  found.tokens.resize(size_t(end - begin));
+  std::vector<float> peaks(size_t(end - begin));
+  timed("argmax", [&] { argmax(values, end - begin, vocabulary(), found.tokens.data(), peaks.data()); });
+  for (size_t i = 0; i < peaks.size(); ++i) {
+    if (!std::isfinite(peaks[i])) found.broken.push_back(int64_t(i));
+  }
+  return found;
 }
 
 std::map<std::string, int64_t> Program::times() {

@@ -59,6 +59,13 @@ class Program {
   /// Logits [end - begin, V] of the kept tokens [begin, end), valid until the next call.
   float* logits(int64_t begin, int64_t end);
 
+  /// The most probable token of each of the kept tokens [begin, end), and which of them (counted from `begin`) have
+  /// logits that are no finite numbers: theirs means nothing.
+  struct Best {
+    std::vector<int64_t> tokens, broken;
+  };
+  Best best(int64_t begin, int64_t end);
+
   int64_t kept_count() const { return step_.kept_count(); }
   int64_t vocabulary() const { return head_ ? head_->vocabulary() : 0; }
 

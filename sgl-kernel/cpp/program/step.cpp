@@ -22,7 +22,8 @@ void require(bool ok, const char* what) {
 
 KvView KvPool::layer(int32_t index, const ModelShape& shape) const {
   KvView view{};
-  const int64_t token_bytes = shape.head_dim * bytes_of(type);
+  const bool inline_scales = type == DType::i8;
+  const int64_t token_bytes = shape.head_dim * bytes_of(type) + (inline_scales ? int64_t{sizeof(float)} : 0);
   const int64_t side_bytes = shape.kv_heads * page_tokens * token_bytes;  // the keys, or the values, of one layer
   view.base = base;
   view.page_stride = layers * 2 * side_bytes;
@@ -34,6 +35,7 @@ KvView KvPool::layer(int32_t index, const ModelShape& shape) const {
   view.page_tokens = page_tokens;
   view.key_dim = view.value_dim = shape.head_dim;
   view.type = type;
+  view.inline_scales = inline_scales;
   return view;
 }
 

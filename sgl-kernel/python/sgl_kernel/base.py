@@ -26,9 +26,9 @@ def threads() -> int:
 
 
 def set_threads(n: int, pin: bool = False) -> None:
-    """Let `n` threads (1 to 256) run kernels; with `pin` each is bound to one CPU, the calling thread to the first.
+    """Let `n` threads (1 to 256) run kernels, the caller of a kernel included.
 
-    Not while a kernel runs in another thread.
+    pin: bind each of the others to one CPU, beginning with the second. Not while a kernel runs in another thread.
     """
     _C.set_threads(n, pin)
 

@@ -25,7 +25,7 @@ def test_every_automatic_value_has_a_reason():
     ]
     assert sorted(changed) == sorted(reasons)
     assert all(reasons.values())
-    assert (args.page_size, args.chunked_prefill_size, args.device) == (16, 2048, "cpu")
+    assert (args.page_size, args.chunked_prefill_size, args.device) == (16, 1024, "cpu")
     assert (args.attention_backend, args.sampling_backend, args.grammar_backend) == (
         "torch_native",
         "pytorch",
@@ -77,6 +77,8 @@ def test_the_automatic_chunk_is_a_multiple_of_the_page(page):
         ({"page_size": 16, "chunked_prefill_size": 40}, "Use 32 or 48"),
         ({"page_size": 16, "chunked_prefill_size": 8}, "Use 16 or 32"),
         ({"kv_cache_dtype": "bfloat16", "dtype": "float32"}, "--dtype"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "needs the CPU kernels"),
+        ({"kv_cache_dtype": "int8", "attention_backend": "torch_native"}, "scripts/setup"),
         ({"page_size": 16, "max_total_tokens": 15}, "one page"),
     ],
 )
@@ -86,6 +88,20 @@ def test_contradictions(given, says):
     with pytest.raises(ConfigError) as caught:
         resolve(args, model)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2", "int8"])
+def test_the_cpu_kernels_keep_keys_and_values_in_narrow_types(name):
+    given = ServerArgs.create(kv_cache_dtype=name)
+    args, _ = resolve(given, MODEL, HostFacts(cpu_kernels="avx512"))
+    assert args.kv_cache_dtype == name
+    with pytest.raises(ConfigError):
+        resolve(given, MODEL, HostFacts(cuda=True, cpu_kernels="avx512"))
+
+
+def test_the_cache_type_gets_its_full_name():
+    args, reasons = resolve(ServerArgs.create(kv_cache_dtype="bf16"), MODEL)
+    assert (args.kv_cache_dtype, reasons["kv_cache_dtype"]) == ("bfloat16", "the full name of what was asked for")
 
 
 def test_chunking_can_be_off():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moonlang.core.sampling import SamplingParams
-from moonlang.layers.penalties import Adjuster
+from moonlang.layers.penalties import Adjuster, penalise
 
 VOCAB = 400
 
@@ -39,7 +39,7 @@ def test_follows_the_formulas_while_tokens_arrive(params, known_output):
     for _ in range(100):
         logits = rng.normal(0, 3, VOCAB).astype(np.float32)
         want = reference(logits, params, tokens, 50)
-        adjuster.apply(logits, len(tokens))
+        adjuster.apply(logits, len(tokens), penalise)
         assert np.abs(logits - want).max() < 1e-4
         tokens.append(int(rng.integers(0, VOCAB)))
         adjuster.accept(tokens[-1])
@@ -55,8 +55,8 @@ def test_a_retracted_request_continues_as_if_nothing_had_happened():
     again = Adjuster(params, tokens, 40, (), VOCAB)
     logits = rng.normal(0, 3, VOCAB).astype(np.float32)
     other = logits.copy()
-    through.apply(logits, 120)
-    again.apply(other, 120)
+    through.apply(logits, 120, penalise)
+    again.apply(other, 120, penalise)
     assert (logits == other).all()
 
 
@@ -65,7 +65,7 @@ def test_end_tokens_are_held_back_until_the_minimum():
     adjuster = Adjuster(params, list(range(10)), 10, (7, 9, VOCAB + 5), VOCAB)
     for position, held in ((10, True), (12, True), (13, False), (40, False)):
         logits = np.zeros(VOCAB, np.float32)
-        adjuster.apply(logits, position)
+        adjuster.apply(logits, position, penalise)
         assert np.isneginf(logits[[7, 9]]).all() == held
         assert np.isneginf(logits).sum() == (2 if held else 0)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moonlang.config.host import cpu_kernels
+from moonlang.core.sampling import SamplingParams
 from moonlang.layers.token_choice import Choice, Chooser, NumpyChooser
 
 
@@ -72,12 +73,30 @@ def test_mask(chooser):
     assert np.flatnonzero(np.isfinite(logits)).tolist() == [0, *range(64, 70)]
 
 
+def test_penalise(chooser):
+    logits = np.array([1, -1, 2, 0.5, 3], np.float32)
+    params = SamplingParams(frequency_penalty=0.5, presence_penalty=0.25, repetition_penalty=2.0)
+    chooser.penalise(logits, np.array([0, 1, 3]), np.array([2, 0, 1], np.float32), params)
+    assert logits.tolist() == [-0.5, -2, 2, -0.5, 3]
+
+
 def test_log_probabilities(chooser):
-    logits = np.log(np.array([0.1, 0.4, 0.1, 0.4], np.float32))
-    values, best = chooser.log_probabilities(logits, 1.0, (2, 1, 2), 3)
-    assert values == pytest.approx(np.log([0.1, 0.4, 0.1]), abs=1e-6)
-    assert [token for _, token in best] == [1, 3, 0]
-    assert best[0][0] == pytest.approx(np.log(0.4), abs=1e-6)
-    _, sharper = chooser.log_probabilities(logits, 0.5, (), 9)
+    logits = np.log(np.array([[0.1, 0.4, 0.1, 0.4], [0.7, 0.1, 0.1, 0.1]], np.float32))
+    first, second = chooser.log_probabilities(logits, np.ones(2, np.float32), np.array([[2, 1, 2], [0, 1, 2]]), 3)
+    assert first[0] == pytest.approx(np.log([0.1, 0.4, 0.1]), abs=1e-6)
+    assert second[0] == pytest.approx(np.log([0.7, 0.1, 0.1]), abs=1e-6)
+    assert [[token for _, token in best] for _, best in (first, second)] == [[1, 3, 0], [0, 1, 2]]
+    assert first[1][0][0] == pytest.approx(np.log(0.4), abs=1e-6)
+    ((_, sharper),) = chooser.log_probabilities(logits[:1], np.array([0.5], np.float32), np.empty((1, 0), np.int64), 9)
     assert [token for _, token in sharper] == [1, 3, 0, 2]
     assert np.exp([value for value, _ in sharper]).sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_log_probabilities_of_a_row_do_not_depend_on_the_others(chooser):
+    rng = np.random.default_rng(5)
+    logits, warm = rng.normal(0, 3, (7, 1000)).astype(np.float32), np.linspace(0.5, 2, 7, dtype=np.float32)
+    ids = rng.integers(0, 1000, (7, 2))
+    together = chooser.log_probabilities(logits, warm, ids, 4)
+    for row in range(7):
+        one = slice(row, row + 1)
+        assert chooser.log_probabilities(logits[one], warm[one], ids[one], 4) == together[one]

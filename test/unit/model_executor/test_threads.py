@@ -1,8 +1,8 @@
-"""One core stays free for the rest of the server."""
+"""How many threads compute, and where."""
 
 import pytest
 
-from moonlang.model_executor.threads import compute_threads
+from moonlang.model_executor.threads import compute_threads, pin_kernel_threads
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,16 @@ from moonlang.model_executor.threads import compute_threads
 )
 def test_threads(cores, offered, environment, threads):
     assert compute_threads(cores, offered, environment) == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "present", "environment", "pinned"),
+    [
+        (8, 8, {}, True),
+        (4, 8, {}, False),
+        (8, 8, {"MOONLANG_CPU_PIN": "0"}, False),
+        (4, 8, {"MOONLANG_CPU_PIN": "1"}, True),
+    ],
+)
+def test_threads_are_bound_where_the_machine_is_ours(cores, present, environment, pinned):
+    assert pin_kernel_threads(cores, present, environment) is pinned

@@ -157,7 +157,7 @@ class _Choices:
         if self._echoes[index]:
             text, self._echoes[index] = self._echoes[index] + text, ""
         if delta.finish is None and not self._logprobs and not chunks.usage_always:
-            return chunks.text(index, text) if text else b""
+            return chunks.text(index, text)  # also without text yet: clients tell the time of a token by its chunk
         logprobs = self._logprobs[index].take(_entries(delta)) if self._logprobs else None
         finish = delta.finish.kind if delta.finish is not None else None
         return chunks.chunk(self._choice(index, text, logprobs, finish, shapes.matched_stop(delta.finish)))

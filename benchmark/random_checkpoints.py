@@ -97,6 +97,18 @@ def make(name: str, folder: Path) -> Path:
     return path
 
 
+def weight_bytes(path: Path) -> int:
+    """Of a checkpoint on disk."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def kv_bytes(name: str) -> int:
+    """Keys and values of one token, in bfloat16."""
+    shape = SHAPES[name]
+    head_dim = shape.get("head_dim", shape["hidden_size"] // shape["num_attention_heads"])
+    return shape["num_hidden_layers"] * 2 * shape["num_key_value_heads"] * head_dim * 2
+
+
 def _tokenizer(vocab_size: int) -> Any:
     """Byte-level BPE trained on Python's own library, which lies on every machine."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
