@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor
 
 from moonlang.base.errors import PeerError
 from moonlang.core.seat import Seat
 from moonlang.distributed.group import tree_sum
+
+dist: Any = torch.distributed  # its type stubs know less than its documentation
 
 _JOIN_S = 60.0
 _TCP = "tcp://"
@@ -58,7 +61,7 @@ class TorchGroup:
         del self._group
 
 
-def _store(seat: Seat) -> dist.Store:
+def _store(seat: Seat) -> Any:
     """Where the ranks find each other's addresses."""
     if not seat.meeting.startswith(_TCP):
         return dist.FileStore(seat.meeting, seat.size)
@@ -68,11 +71,11 @@ def _store(seat: Seat) -> dist.Store:
     )
 
 
-def _gloo(store: dist.Store, seat: Seat, patience: timedelta) -> dist.ProcessGroup:
+def _gloo(store: Any, seat: Seat, patience: timedelta) -> Any:
     return dist.ProcessGroupGloo(store, seat.rank, seat.size, patience)
 
 
-def _nccl(store: dist.Store, seat: Seat, patience: timedelta) -> dist.ProcessGroup:
+def _nccl(store: Any, seat: Seat, patience: timedelta) -> Any:
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = patience
     return dist.ProcessGroupNCCL(store, seat.rank, seat.size, options)

@@ -53,6 +53,7 @@ class PlanSender:
                 try:
                     peer, _ = listener.accept()
                 except TimeoutError:
+                    self.close()
                     raise PeerError(
                         f"{receivers - len(self._peers)} of {receivers} ranks have not come within {join_s:g} s."
                     ) from None

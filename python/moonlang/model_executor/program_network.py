@@ -99,7 +99,7 @@ def load(config: ModelConfig, spec: ModelSpec, load_format: str, group: Group | 
     """
     model, parts = open_model(config, spec, load_format)
     with packed_weights(config, load_format) as packed:
-        build = Builder(config.dtype, parts, packed, group and group.native)
+        build = Builder(config.dtype, parts, packed, None if group is None else group.native)
         model.lower(build)
     heads = len(config.shard.part(config.num_heads))
     kv_heads = len(config.shard.kv_part(config.num_kv_heads))

@@ -19,6 +19,7 @@ def received(line: PlanReceiver) -> list[bytes]:
     while not line.ended:
         line.wait(10)
         found += line.recv()
+    line.close()
     return found
 
 
