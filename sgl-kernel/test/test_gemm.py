@@ -110,3 +110,31 @@ def test_refusals():
         kernels.pack([torch.ones(2, 3), torch.ones(2, 4)])
     with pytest.raises(ValueError, match="even number"):
         kernels.pack(torch.ones(3, 4), gated=True)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("f32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("n", "k"), [(1, 16), (33, 48), (70, 256)])
+def test_segments_share_a_sum(kind, dtype, n, k):
+    """2, 4 or 8 parts of K, added as a tree, have the bits of one weight that adds eight segments itself."""
+    weight = torch.randn(n, k).to(dtype)
+    whole = kernels.pack(weight, kind=kind, segments=8)
+    assert whole.segments == 8
+    for m, x_dtype in itertools.product([1, 5, 13, 29, 97], DTYPES):
+        x = torch.randn(m, k).to(x_dtype)
+        expected = product(whole, x, n)
+        torch.testing.assert_close(expected.double(), x.double() @ weight.double().T, rtol=2e-3, atol=2e-3)
+        for ranks in (2, 4, 8):
+            sums = []
+            for part in range(ranks):
+                columns = slice(part * k // ranks, (part + 1) * k // ranks)
+                share = kernels.pack(weight[:, columns], kind=kind, segments=8 // ranks)
+                sums.append(product(share, x[:, columns], n))
+            while len(sums) > 1:
+                sums = [sums[i] + sums[i + 1] for i in range(0, len(sums), 2)]
+            assert torch.equal(sums[0], expected)
+
+
+@pytest.mark.parametrize(("segments", "k"), [(3, 48), (16, 64), (8, 24), (0, 16)])
+def test_impossible_segments(segments, k):
+    with pytest.raises(ValueError, match="segments"):
+        kernels.pack(torch.randn(4, k), kind="f32", segments=segments)

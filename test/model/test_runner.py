@@ -235,7 +235,7 @@ def test_it_says_what_it_allocated(folder):
     runner = make(folder, page_size=16)
     assert runner.num_pages == 4096 // 16 + 1
     assert runner.pool_reason == "--max-total-tokens"
-    assert runner.region.num_pages == runner.num_pages
+    assert runner.regions[0].num_pages == runner.num_pages
     assert runner.schema.fingerprint
     assert runner.vocab_size == VOCAB
     runner.warm_up()

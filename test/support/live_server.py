@@ -56,7 +56,8 @@ class LiveProcess:
         self.process = self._started()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER)}
+        path = os.pathsep.join(filter(None, (str(PACKAGE_FOLDER), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": path}
         with self.log_path.open("ab") as output:
             return subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 

@@ -24,6 +24,7 @@ SECTIONS = {
     "kernels": "kernels and grammars",
     "features": "optional features",
     "device": "device and process",
+    "parallelism": "several devices or processes",
     "disaggregation": "prefill/decode disaggregation",
     "observability": "logs and metrics",
     table.OWN_SECTION: "MoonLang's own",

@@ -60,4 +60,8 @@ def check(args: ServerArgs) -> None:
             f"--hicache-ratio {args.hicache_ratio:g} makes a host pool no larger than the device pool.",
             hint=f"Use more than 1 (the default is {DEFAULT_RATIO:g}), or --hicache-size in GB.",
         )
+    if args.tp_size > 1:
+        raise ConfigError(
+            "--enable-hierarchical-cache works with --tp-size 1 only in this version.", hint="Leave one of them out."
+        )
     extra_config(args)

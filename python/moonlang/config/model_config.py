@@ -13,6 +13,7 @@ import msgspec
 from moonlang.base.errors import ConfigError
 from moonlang.config.quantization import Quantization, read_quantization
 from moonlang.config.server_args import ServerArgs
+from moonlang.config.shard import WHOLE, Shard
 
 _DTYPES = {"half": "float16", "float": "float32"}
 _ALLOW_LONGER = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"
@@ -60,6 +61,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     generation: dict[str, Any]  # generation_config.json, {} when there is none
     quantization: Quantization | None = None  # None: weights are floats
+    shard: Shard = WHOLE  # what this process holds of it; the numbers above count the whole
 
 
 def load_model_config(path: str, args: ServerArgs) -> ModelConfig:

@@ -11,6 +11,7 @@ from moonlang.config import hicache
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.model_source import EMBEDDED_NAME
 from moonlang.config.server_args import ServerArgs
+from moonlang.config.shard import obstacle
 
 PAGE_TOKENS = 16
 CPU_CHUNK_TOKENS = 1024
@@ -58,6 +59,7 @@ def resolve_args(
     for name, value, reason in _sizes(args, model, page, cuda):
         choose(name, value, reason)
     _check(args, model, page)
+    _check_shards(args, model)
     _check_kv_dtype(args, model, chosen.get("attention_backend", args.attention_backend))
     return dataclasses.replace(args, **chosen), reasons
 
@@ -143,6 +145,27 @@ def _check(args: ServerArgs, model: ModelConfig, page: int) -> None:
     if args.max_total_tokens is not None and args.max_total_tokens < page:
         raise ConfigError(
             f"--max-total-tokens {args.max_total_tokens} is less than one page ({page}).", hint="Raise it."
+        )
+
+
+def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
+    if args.tp_size == 1:
+        return
+    why = obstacle(
+        args.tp_size,
+        heads=model.num_heads,
+        kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        inner=model.hf.get("intermediate_size"),
+    )
+    if model.quantization is not None or args.quantization is not None:
+        why = why or "quantized weights are not cut in this version"
+    if args.in_process:
+        why = why or "--in-process has one process"
+    if why:
+        raise ConfigError(
+            f"--tp-size {args.tp_size} does not go with {', '.join(model.architectures)}: {why}.",
+            hint="Choose a smaller --tp-size, or 1.",
         )
 
 

@@ -159,6 +159,7 @@ class ServerArgs:
     enable_deterministic_inference: Annotated[bool, Flag("Kernels whose result does not depend on the batch")] = False
     # - several devices
     tp_size: Annotated[int, Flag("Tensor parallel size", low=1)] = 1
+    dist_timeout: Annotated[int | None, Flag("Seconds that a rank which lives is waited for (300)", low=1)] = None
     pp_size: Annotated[int, Flag("Pipeline parallel size", low=1)] = 1
     dp_size: Annotated[int, Flag("Data parallel size", low=1)] = 1
     ep_size: Annotated[int, Flag("Expert parallel size", low=1)] = 1

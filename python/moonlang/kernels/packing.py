@@ -13,15 +13,20 @@ from torch import Tensor
 from moonlang.kernels.matrix import QuantizedMatrix
 
 
-def pack(parts: Sequence[Tensor | QuantizedMatrix], *, kind: str, gated: bool, arena: Any) -> PackedWeight:
+def pack(
+    parts: Sequence[Tensor | QuantizedMatrix], *, kind: str, gated: bool, arena: Any, segments: int = 1
+) -> PackedWeight:
     """The parts one below the other as one weight. kind: "f32" or "bf16", of what is not quantised.
 
     Parts that do not go together (one is a float, or their inputs are in different orders), and groups of a size
-    without a kernel, are dequantised: right, but no smaller than floats.
+    without a kernel, are dequantised: right, but no smaller than floats. segments: of the sums over K, see
+    `sgl_kernel.pack`; quantised weights have segments of their own.
     """
     matrices = [part for part in parts if isinstance(part, QuantizedMatrix)]
     if not matrices or len(matrices) < len(parts) or not _go_together(matrices):
-        return sgl_kernel.pack([_as_float(part) for part in parts], kind=kind, gated=gated, arena=arena)
+        return sgl_kernel.pack(
+            [_as_float(part) for part in parts], kind=kind, gated=gated, arena=arena, segments=segments
+        )
     first = matrices[0]
     return sgl_kernel.pack_quantized(
         [part.codes for part in matrices],

@@ -15,6 +15,7 @@ import torch
 from sgl_kernel import moe
 from sgl_kernel.cache import PackedWeights, Unkept
 from sgl_kernel.program import PackedWeight, Program
+from sgl_kernel.ranks import Ranks
 from torch import Tensor
 
 from moonlang.kernels.packing import pack
@@ -79,14 +80,18 @@ class Parts(Protocol):
 class Builder:
     """Collects kernel calls.
 
-    dtype: of the values, "float32", "bfloat16" or "float16". packed: where weights packed before may lie.
+    dtype: of the values, "float32", "bfloat16" or "float16". packed: where weights packed before may lie. ranks: those
+    who hold the other shards of the model.
     """
 
-    def __init__(self, dtype: str, parts: Parts, packed: PackedWeights | None = None) -> None:
+    def __init__(
+        self, dtype: str, parts: Parts, packed: PackedWeights | None = None, ranks: Ranks | None = None
+    ) -> None:
         self.dtype = dtype
         self._torch_dtype: torch.dtype = getattr(torch, dtype)
         self._parts = parts
         self._packed = packed or Unkept()
+        self._ranks = ranks
         self._weight_bytes = 0
         self._ops: list[_Op] = []
         self._head: Callable[[Program, int], None] | None = None
@@ -103,22 +108,31 @@ class Builder:
         """Stop lowering: the model runs on torch, and says `why`."""
         raise NotLowerableError(why)
 
-    def matrix(self, parameter: Tensor, *, gated: bool = False, kind: str | None = None) -> PackedWeight:
+    def matrix(
+        self, parameter: Tensor, *, gated: bool = False, kind: str | None = None, segments: int = 1
+    ) -> PackedWeight:
         """The parameter [N, K] packed. gated: it is a gate above an up, for `linear` with an activation.
 
-        kind: "f32" or "bf16", the dtype's when None.
+        kind: "f32" or "bf16", the dtype's when None. segments: of the sums over K.
         """
         parts = self._parts if kind else self._parts.matrices
-        return self._pack(lambda: parts(parameter), gated=gated, kind=kind)
+        return self._pack(lambda: parts(parameter), gated=gated, kind=kind, segments=segments)
 
     def _pack(
-        self, parts: Callable[[], Sequence[Any]], *, gated: bool = False, kind: str | None = None
+        self,
+        parts: Callable[[], Sequence[Any]],
+        *,
+        gated: bool = False,
+        kind: str | None = None,
+        segments: int = 1,
     ) -> PackedWeight:
         """parts: not asked for when the weight has been packed before, since they may have to be quantised first."""
         if self.dtype not in _KINDS:
             self.refuse(f"the kernels keep no weights in {self.dtype}")
         wanted = kind or _KINDS[self.dtype]
-        weight = self._packed.weight(lambda arena: pack(parts(), kind=wanted, gated=gated, arena=arena))
+        weight = self._packed.weight(
+            lambda arena: pack(parts(), kind=wanted, gated=gated, arena=arena, segments=segments)
+        )
         self._weight_bytes += weight.bytes
         return weight
 
@@ -171,12 +185,17 @@ class Builder:
         bias: Tensor | None = None,
         residual: Value | None = None,
         act: str | None = None,
+        shared: bool = False,
     ) -> Value:
-        """x W^T + bias (+ residual). act: the weight is gated, and act(gate) * up of half as many columns comes out."""
+        """x W^T + bias (+ residual). act: the weight is gated, and act(gate) * up of half as many columns comes out.
+
+        shared: x and weight are this rank's share; x W^T is added up over all ranks.
+        """
         kernel_act = "" if act is None else self._kernel_act(act)
+        ranks = self._ranks if shared else None
 
         def emit(program: Program, ids: Sequence[int], out: int) -> None:
-            program.linear(ids[0], out, weight, bias, ids[1], kernel_act)
+            program.linear(ids[0], out, weight, bias, ids[1], kernel_act, ranks)
 
         return self._add((x, residual), weight.n // (2 if act else 1), emit, over=residual)
 
@@ -262,11 +281,30 @@ class Builder:
 
         return self._add((qkv,), heads * dim, emit, meets=True)
 
-    def head(self, x: Value, parameter: Tensor, softcap: float | None) -> None:
-        """The program's end: its hidden states x, and the matrix [V, M] that makes logits of them."""
-        weight = self.matrix(parameter)
-        self._hidden, self._head_parameter, self._head_weight = x, parameter, weight
-        self._head = lambda program, buffer: program.head(buffer, weight, softcap or 0.0)
+    def head(
+        self, x: Value, parameter: Tensor, softcap: float | None, vocabulary: int, part: range | None = None
+    ) -> None:
+        """The program's end: its hidden states x, and the matrix [V, M] that makes logits of them.
+
+        vocabulary: of all ranks; each has its share of it. part: the rows of the parameter that are this rank's, when
+        it does not hold those alone.
+        """
+        ranks = self._ranks
+        weight = self.matrix(parameter) if part is None else self._pack(lambda: self._rows(parameter, part))
+        self._hidden = x
+        if part is None:
+            self._head_parameter, self._head_weight = parameter, weight
+
+        def emit(program: Program, buffer: int) -> None:
+            program.head(buffer, weight, softcap or 0.0)
+            if ranks is not None:
+                program.share_head(ranks, vocabulary)
+
+        self._head = emit
+
+    def _rows(self, parameter: Tensor, part: range) -> Sequence[Any]:
+        (whole,) = self._parts.matrices(parameter)
+        return [whole[part.start : part.stop]]
 
     def finish(self, *, heads: int, kv_heads: int, head_dim: int) -> Program:
         """The program. After the last op in which tokens meet it goes on with the kept tokens only."""

@@ -1,4 +1,4 @@
-"""Matrix multiplications."""
+"""Matrix multiplications, whole or shared by tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moonlang.config.shard import Shard, segments
+from moonlang.distributed.group import Group
+from moonlang.layers.cut import Cut, Cuts
 
 if TYPE_CHECKING:
     from moonlang.kernels.program import Builder, Value
@@ -30,10 +34,13 @@ class Linear(nn.Module):
 
     Projections that read the same input are one Linear whose weight is the concatenation of theirs along `out`
     (q, k, v; gate, up): one call instead of three. The weights map of the model says which tensors go where.
+
+    cuts: what a rank holds of those tensors. Rows of a weight are outputs of their own: nothing has to be put together.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, cuts: Cuts = ()) -> None:
         super().__init__()
+        self.cuts = cuts
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype), requires_grad=False) if bias else None
 
@@ -46,3 +53,54 @@ class Linear(nn.Module):
         weight = build.matrix(self.weight, gated=act is not None)
         bias = None if self.bias is None else build.vector(self.bias)
         return build.linear(x, weight, bias=bias, residual=residual, act=act)
+
+
+class RowLinear(Linear):
+    """A Linear whose inputs are shared by the ranks: each multiplies its own, and the products are added up.
+
+    inputs: of all ranks. The kernels add the products of eight segments of the inputs as a binary tree, with or without
+    ranks: so every number of ranks that divides eight gives the same bits.
+
+    group: those who add up; set when the model is complete (see `join`), None while there is one rank.
+    """
+
+    group: Group | None = None
+
+    def __init__(self, inputs: int, outputs: int, *, shard: Shard, bias: bool, dtype: torch.dtype) -> None:
+        part = shard.part(inputs)
+        cuts = (Cut(1, part, inputs),) if shard.size > 1 else ()
+        super().__init__(len(part), outputs, bias=bias, dtype=dtype, cuts=cuts)
+        self._segments = segments(inputs, shard.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [T, this rank's inputs] -> [T, out], on every rank."""
+        if self.group is None:
+            return project(x, self.weight, self.bias)
+        total = self.group.all_reduce(project(x, self.weight).float())
+        return (total if self.bias is None else total + self.bias).to(x.dtype)
+
+    def lower(self, build: Builder, x: Value, *, residual: Value | None = None, act: str | None = None) -> Value:
+        """The same as kernel calls. No activation may follow."""
+        if act is not None:
+            raise ValueError("An activation belongs behind the products of all ranks.")
+        bias = None if self.bias is None else build.vector(self.bias)
+        weight = build.matrix(self.weight, segments=self._segments)
+        return build.linear(x, weight, bias=bias, residual=residual, shared=True)
+
+
+def join(model: nn.Module, group: Group) -> None:
+    """Have the layers of `model` that are shared by ranks work with those of `group`."""
+    for module in model.modules():
+        if isinstance(module, RowLinear):
+            module.group = group
+
+
+def cuts_of(model: nn.Module) -> dict[str, Cuts]:
+    """By parameter, what this rank holds of the checkpoint's tensors; those that it holds whole are left out."""
+    found: dict[str, Cuts] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and module.cuts:
+            found[f"{name}.weight"] = module.cuts
+            if module.bias is not None and module.cuts[0].axis == 0:
+                found[f"{name}.bias"] = module.cuts
+    return found

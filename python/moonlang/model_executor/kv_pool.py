@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import os
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ class KvPool:
     With scales behind the rows D is larger by the bytes of a scale.
     """
 
-    def __init__(self, schema: KvSchema, num_pages: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, schema: KvSchema, num_pages: int, device: torch.device | str = "cpu", memory: int | None = None
+    ) -> None:
+        """memory: descriptor of what to use on CPU, where another process maps the pool too: see `open_pool`."""
         self.schema = schema
         self.num_pages = num_pages
         row = schema.row_bytes // schema.itemsize
         shape = (num_pages, schema.num_layers, 2, schema.num_kv_heads, schema.page_size, row)
-        self.buffer: Tensor = _zeros(shape, getattr(torch, schema.dtype), torch.device(device))
+        self.buffer: Tensor = _zeros(shape, getattr(torch, schema.dtype), torch.device(device), memory)
 
     def key(self, layer: int) -> Tensor:
         """Keys of one layer: a view [P, K, p, D]."""
@@ -38,21 +42,32 @@ class KvPool:
         """Whether each row of D numbers is followed by its scale."""
         return self.schema.scale_bytes > 0
 
-    def region(self) -> KvRegion:
-        """Address, stride (bytes) and schema, for engines that read or write pages."""
+    def region(self, first_head: int = 0) -> KvRegion:
+        """Address, stride (bytes) and schema, for engines that read or write pages. first_head: see KvRegion."""
         return KvRegion(
-            address=self.buffer.data_ptr(), stride=self.schema.page_bytes, num_pages=self.num_pages, schema=self.schema
+            address=self.buffer.data_ptr(),
+            stride=self.schema.page_bytes,
+            num_pages=self.num_pages,
+            schema=self.schema,
+            first_head=first_head,
         )
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, shared: int | None) -> Tensor:
     """Zeroed memory. On CPU it is mapped: page-aligned, and it takes no memory and no time before it is used.
 
-    Private, since shared memory gets no huge pages: with 4 KB pages attention waits for the address translation.
+    Private if it can be, since shared memory gets no huge pages: with 4 KB pages attention waits for the address
+    translation.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size = math.prod(shape) * dtype.itemsize
+    if shared is not None:
+        if os.fstat(shared).st_size < size:
+            os.ftruncate(shared, size)
+        memory = mmap.mmap(shared, size)
+    else:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -10,6 +10,7 @@ from moonlang.base import log, registry
 from moonlang.config.host import cpu_kernels
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
+from moonlang.distributed.group import Group
 from moonlang.kernels.table import CPU, TORCH, Facts, choose
 from moonlang.layers.token_choice import Chooser, NumpyChooser
 from moonlang.model_executor.buckets import bucket, exact
@@ -59,8 +60,13 @@ def chooser(device: torch.device, dtype: str) -> Chooser:
     return KernelChooser()
 
 
-def load(config: ModelConfig, spec: ModelSpec, args: ServerArgs, device: torch.device) -> Loaded:
-    """The model, loaded by the path that `kernels.table` chooses. ConfigError when the checkpoint does not fit."""
+def load(
+    config: ModelConfig, spec: ModelSpec, args: ServerArgs, device: torch.device, group: Group | None = None
+) -> Loaded:
+    """The model, loaded by the path that `kernels.table` chooses. ConfigError when the checkpoint does not fit.
+
+    group: those who hold the other shards.
+    """
     attention = args.attention_backend or "torch_native"
     facts = Facts(
         device=device.type,
@@ -72,20 +78,23 @@ def load(config: ModelConfig, spec: ModelSpec, args: ServerArgs, device: torch.d
     chosen = choose("forward", facts)
     if device.type == "cpu" and not facts.isa:
         _log.warning("The CPU kernels are not installed: torch computes, several times slower. See scripts/setup.")
-    if chosen.implementation == CPU:
-        loaded = _program(config, spec, args.load_format)
+    if chosen.implementation == CPU and (group is None or group.native is not None):
+        loaded = _program(config, spec, args.load_format, group)
         if loaded is not None:
             return loaded
-    return LoadedTorch(load_model(config, spec, args.load_format, device), attention, device)
+    model = load_model(config, spec, args.load_format, device)
+    if group is not None:
+        model.join(group)
+    return LoadedTorch(model, attention, device)
 
 
-def _program(config: ModelConfig, spec: ModelSpec, load_format: str) -> Loaded | None:
+def _program(config: ModelConfig, spec: ModelSpec, load_format: str, group: Group | None) -> Loaded | None:
     """None, and a line in the log, when the model has a part without a kernel."""
     from moonlang.kernels.program import NotLowerableError
     from moonlang.model_executor import program_network
 
     try:
-        return program_network.load(config, spec, load_format)
+        return program_network.load(config, spec, load_format, group)
     except NotLowerableError as why:
         _log.warning("Torch computes this model: %s.", why)
         return None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moonlang.base import clock
 from moonlang.core.plan import Row, RowResult, StepPlan, StepResult, TokenLogprob
+from moonlang.distributed.group import Group
 from moonlang.layers.token_choice import Chooser, NumpyChooser
 from moonlang.model_executor import prompt_logprobs
 from moonlang.model_executor.layout import Batch, gather
@@ -62,15 +63,24 @@ class PlanRunner:
     """
 
     def __init__(
-        self, network: Network, table: SlotTable, *, page_size: int, vocab_size: int, chooser: Chooser | None = None
+        self,
+        network: Network,
+        table: SlotTable,
+        *,
+        page_size: int,
+        vocab_size: int,
+        chooser: Chooser | None = None,
+        group: Group | None = None,
     ) -> None:
-        """chooser: makes tokens of logits, the reference when None."""
+        """chooser: makes tokens of logits, the reference when None. group: ranks that run the same plans, each over its
+        shard; rank 0 chooses the tokens."""
         self.page_size = page_size
         self.vocab_size = vocab_size
         self.times = StepTimes()
         self._network = network
         self._table = table
         self._chooser = chooser or NumpyChooser()
+        self._group = group
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
@@ -104,7 +114,9 @@ class PlanRunner:
             logits = hidden.logits(0, len(picked))
             projected = clock.monotonic_ns()
             at = batch.starts[picked] + batch.lengths[picked]
-            sampled = sample(self._table, self._chooser, slots[picked], at, logits)
+            sampled = self._sample(slots[picked], at, logits)
+        elif self._group is not None and not reports:
+            self._group.barrier()  # no rank's logits were waited for: now the pages of all are written
         prompt = self._prompt_logprobs(rows, reports, hidden, len(picked))
         drawn = clock.monotonic_ns()
         results = _results(rows, picked, sampled, prompt)
@@ -113,6 +125,18 @@ class PlanRunner:
             laid_out - begin, forwarded - laid_out, projected - forwarded, drawn - projected, end - drawn
         )
         return StepResult(plan.plan_id, results, end - begin)
+
+    def _sample(self, slots: Ints, positions: Ints, logits: torch.Tensor) -> Sampled:
+        """See `sampling.sample`: by rank 0, which alone knows the grammars, and told to the others."""
+        if self._group is None:
+            return sample(self._table, self._chooser, slots, positions, logits)
+        if self._group.rank == 0:
+            sampled = sample(self._table, self._chooser, slots, positions, logits)
+            self._group.broadcast(torch.tensor(sampled.tokens))
+            return sampled
+        tokens = self._group.broadcast(torch.zeros(len(slots), dtype=torch.int64)).tolist()
+        self._table.last_token[slots] = tokens
+        return Sampled(tokens)
 
     def _reports(self, rows: Sequence[Row], ends: Ints) -> list[tuple[int, Ints]]:
         """(index of the row, its tokens among the batch) where log probabilities of the prompt were asked for."""

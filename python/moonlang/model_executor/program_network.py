@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import sgl_kernel
 import torch
 from sgl_kernel.program import Program
+from sgl_kernel.ranks import RankLostError
 
+from moonlang.base.errors import PeerError
 from moonlang.config.model_config import ModelConfig
+from moonlang.distributed.group import Group
 from moonlang.kernels.program import Builder
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints
@@ -20,6 +25,14 @@ from moonlang.model_loader.packed import packed_weights
 from moonlang.models.spec import ModelSpec
 
 
+@contextmanager
+def _peers() -> Iterator[None]:
+    try:
+        yield
+    except RankLostError as lost:
+        raise PeerError(f"{lost}.", hint="The model is spread over all ranks: start the server again.") from None
+
+
 class ProgramHidden:
     """See plan_runner.Hidden. The states lie in the program's memory."""
 
@@ -27,10 +40,12 @@ class ProgramHidden:
         self._program = program
 
     def logits(self, begin: int, end: int) -> torch.Tensor:
-        return torch.from_numpy(self._program.logits(begin, end))
+        with _peers():
+            return torch.from_numpy(self._program.logits(begin, end))
 
     def best(self, begin: int, end: int) -> tuple[list[int], list[int]]:
-        return self._program.best(begin, end)
+        with _peers():
+            return self._program.best(begin, end)
 
 
 class ProgramNetwork:
@@ -46,7 +61,8 @@ class ProgramNetwork:
 
     def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> ProgramHidden:
         self._report(progress)
-        self._program.run(batch.ids, batch.slots, batch.starts, batch.lengths, batch.page_table, np.asarray(kept))
+        with _peers():
+            self._program.run(batch.ids, batch.slots, batch.starts, batch.lengths, batch.page_table, np.asarray(kept))
         return self._hidden
 
     def _report(self, progress: Progress | None) -> None:
@@ -62,11 +78,13 @@ class ProgramNetwork:
 class LoadedProgram:
     """See networks.Loaded."""
 
-    def __init__(self, program: Program, weight_bytes: int) -> None:
+    def __init__(self, program: Program, weight_bytes: int, ranks: int = 1) -> None:
+        """ranks: how many processes share the cores."""
         self.weight_bytes = weight_bytes
         cores = len(os.sched_getaffinity(0))
-        self.threads = kernel_threads(cores, weight_bytes, os.environ)
-        sgl_kernel.set_threads(self.threads, pin_kernel_threads(cores, os.cpu_count() or cores, os.environ))
+        self.threads = kernel_threads(max(1, cores // ranks), weight_bytes, os.environ)
+        pinned = ranks == 1 and pin_kernel_threads(cores, os.cpu_count() or cores, os.environ)
+        sgl_kernel.set_threads(self.threads, pinned)
         self.how = f"CPU kernels for {sgl_kernel.isa()}"
         self._program = program
 
@@ -74,14 +92,16 @@ class LoadedProgram:
         return ProgramNetwork(self._program, pool)
 
 
-def load(config: ModelConfig, spec: ModelSpec, load_format: str) -> LoadedProgram:
+def load(config: ModelConfig, spec: ModelSpec, load_format: str, group: Group | None = None) -> LoadedProgram:
     """Pack the weights, or find them packed, and write the program.
 
     NotLowerableError when the model has a part without a kernel.
     """
     model, parts = open_model(config, spec, load_format)
     with packed_weights(config, load_format) as packed:
-        build = Builder(config.dtype, parts, packed)
+        build = Builder(config.dtype, parts, packed, None if group is None else group.native)
         model.lower(build)
-    program = build.finish(heads=config.num_heads, kv_heads=config.num_kv_heads, head_dim=config.head_dim)
-    return LoadedProgram(program, build.weight_bytes)
+    heads = len(config.shard.part(config.num_heads))
+    kv_heads = len(config.shard.kv_part(config.num_kv_heads))
+    program = build.finish(heads=heads, kv_heads=kv_heads, head_dim=config.head_dim)
+    return LoadedProgram(program, build.weight_bytes, config.shard.size)

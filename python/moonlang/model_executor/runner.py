@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 
 from moonlang.base import log
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
-from moonlang.core.kv import KvRegion, KvSchema
+from moonlang.core.kv import KvSchema
 from moonlang.core.plan import Row, SlotStart, StepPlan, StepResult
 from moonlang.core.ports import GrammarEngine
 from moonlang.core.sampling import SamplingParams
+from moonlang.distributed.group import Group
 from moonlang.model_executor import networks, sizing
 from moonlang.model_executor.allocator import keep_freed_memory
-from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
+from moonlang.model_executor.pool_sharing import private_pool, shared_pool
 from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.slots import SlotTable
 from moonlang.model_loader import fingerprint
@@ -26,14 +28,22 @@ _DEFAULT_SLOTS = 256
 
 
 class ModelRunner:
-    """One model on one device.
+    """One model on one device, or one shard of it.
 
-    schema: layout of a page; num_pages: size of the pool, `pool_reason` says why; max_slots: rows a plan may name;
-    region: the pool as other engines see it; spare_bytes: memory that was free and that neither weights nor pool take;
+    schema: layout of a page; whole_schema: of the pages of all ranks put together; num_pages: size of the pool,
+    `pool_reason` says why; max_slots: rows a plan may name; regions: the pools of all ranks as other engines see them
+    (in rank 0; elsewhere its own); spare_bytes: memory that was free and that neither weights nor pool take;
     computed_by: which kernels compute the model.
     """
 
-    def __init__(self, config: ModelConfig, args: ServerArgs, grammars: GrammarEngine | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        args: ServerArgs,
+        grammars: GrammarEngine | None = None,
+        group: Group | None = None,
+    ) -> None:
+        """group: those who hold the other shards; each makes its own ModelRunner at the same time."""
         self.config = config
         self.device = torch.device(args.device or "cpu")
         self.max_slots = args.max_running_requests or _DEFAULT_SLOTS
@@ -41,12 +51,13 @@ class ModelRunner:
         keep_freed_memory()
         free = sizing.free_bytes(self.device)
         spec = models.spec_for(config, args.model_impl)
-        loaded = networks.load(config, spec, args, self.device)
+        loaded = networks.load(config, spec, args, self.device, group)
         weights = fingerprint(config, args.load_format)
         self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights, args.kv_cache_dtype)
+        self.whole_schema = msgspec.structs.replace(self.schema, num_kv_heads=config.num_kv_heads)
         usable_pages, self.pool_reason = sizing.pool_pages(
             self.schema,
-            free=free,
+            free=free // config.shard.size if self.device.type == "cpu" else free,
             weights=loaded.weight_bytes,
             device=self.device,
             mem_fraction=args.mem_fraction_static,
@@ -54,9 +65,14 @@ class ModelRunner:
             max_running=self.max_slots,
             context_length=config.context_length,
         )
+        if group is not None:
+            usable_pages = int(group.all_gather(torch.tensor(usable_pages)).min())
         self.num_pages = usable_pages + 1  # page 0 pads page tables and is never handed out
-        pool = KvPool(self.schema, self.num_pages, self.device)
-        self.region: KvRegion = pool.region()
+        if group is not None and args.disaggregation_mode != "null" and self.device.type == "cpu":
+            self._pool = shared_pool(self.schema, self.num_pages, group, config)
+        else:
+            self._pool = private_pool(self.schema, self.num_pages, self.device, config)
+        pool, self.regions = self._pool.own, self._pool.regions
         self.spare_bytes = max(0, free - loaded.weight_bytes - self.num_pages * self.schema.page_bytes)
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
@@ -68,6 +84,7 @@ class ModelRunner:
             page_size=self.schema.page_size,
             vocab_size=config.vocab_size,
             chooser=networks.chooser(self.device, config.dtype),
+            group=group,
         )
         _log.info(
             "KV pool: %d pages of %d tokens (%s). Computed by %s with %d threads.",

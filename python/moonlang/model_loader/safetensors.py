@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.kernels.matrix import QuantizedMatrix
-from moonlang.layers.linear import Linear
+from moonlang.layers.cut import Cuts
+from moonlang.layers.linear import Linear, cuts_of
 from moonlang.layers.quantization.w8a8_int8 import Int8Linear
 from moonlang.model_loader.parts import Source
 from moonlang.model_loader.weights import WeightSource, as_float, open_weights
@@ -29,7 +32,7 @@ def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) 
     """
     checkpoint = open_weights(config)
     theirs = {weights.model_name(name): name for name in checkpoint.names()}
-    parameters = dict(model.named_parameters())
+    parameters, cuts = dict(model.named_parameters()), cuts_of(model)
     _check(model, weights, config, checkpoint, theirs)
     linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, parameter in parameters.items():
@@ -38,6 +41,7 @@ def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) 
             parts = [checkpoint.matrix(source) for source in sources]
         else:
             parts = [checkpoint.tensor(source) for source in sources]
+        parts = _cut(parts, cuts.get(name, ()))
         at, rows = 0, _rows(parameter)
         for part in parts:
             rows[at : at + part.shape[0]].copy_(as_float(part))
@@ -69,22 +73,32 @@ def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int)
     checkpoint = open_weights(config)
     theirs = {weights.model_name(name): name for name in checkpoint.names()}
     lengths = {name: len(parameter) for name, parameter in model.named_parameters()}
+    cuts = cuts_of(model)
     _check(model, weights, config, checkpoint, theirs)
 
     def stored(name: str) -> list[str]:
         return [theirs[source] for source in weights.sources(name, lengths[name])]
 
     def tensors(name: str) -> list[Tensor]:
-        found = [checkpoint.tensor(each) for each in stored(name)]
+        found = _cut([checkpoint.tensor(each) for each in stored(name)], cuts.get(name, ()))
         return [tensor.float() + 1.0 for tensor in found] if name.endswith(weights.plus_one) else found
 
-    return Source(tensors, lambda name: [checkpoint.matrix(each) for each in stored(name)])
+    def matrices(name: str) -> list[Tensor | QuantizedMatrix]:
+        return _cut([checkpoint.matrix(each) for each in stored(name)], cuts.get(name, ()))
+
+    return Source(tensors, matrices)
+
+
+def _cut(parts: list[Any], cuts: Cuts) -> list[Any]:
+    """What this rank holds of each tensor. Quantised matrices are never cut: see `config.resolve`."""
+    return [cut.of(part) for part, cut in zip(parts, cuts, strict=True)] if cuts else parts
 
 
 def _check(
     model: nn.Module, weights: WeightsMap, config: ModelConfig, checkpoint: WeightSource, theirs: dict[str, str]
 ) -> None:
     missing, shapes, dtypes = [], [], []
+    cuts = cuts_of(model)
     wanted: set[str] = set()
     for name, parameter in model.named_parameters():
         sources = weights.sources(name, len(parameter))
@@ -93,7 +107,10 @@ def _check(
         missing += [source for source in sources if source not in theirs]
         dtypes += [f"{source} ({kind})" for source in found if (kind := checkpoint.dtype(source)) not in _FLOATS]
         have = [checkpoint.shape(source) for source in found]
-        if len(found) == len(sources) and _stacked(have) != tuple(_rows(parameter).shape):
+        held = have
+        if name in cuts and len(found) == len(sources):
+            held = [cut.shape(shape) for cut, shape in zip(cuts[name], have, strict=True)]
+        if len(found) == len(sources) and _stacked(held) != tuple(_rows(parameter).shape):
             shapes.append(
                 f"{' + '.join(found)} is {' + '.join(map(str, have))}, config.json implies {tuple(parameter.shape)}"
             )

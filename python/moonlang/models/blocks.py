@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from moonlang.attention.batch import AttentionSpec, ForwardContext
 from moonlang.config.model_config import ModelConfig
+from moonlang.config.shard import Shard
+from moonlang.distributed.group import Group
 from moonlang.layers.activation import activation
+from moonlang.layers.cut import rows
 from moonlang.layers.embedding import Embedding
-from moonlang.layers.linear import Linear
-from moonlang.layers.logits import logits
+from moonlang.layers.linear import Linear, RowLinear
+from moonlang.layers.logits import gathered, logits
 from moonlang.layers.norm import GemmaRmsNorm, RmsNorm
 from moonlang.layers.rotary import Rotary, rope_parameters, rotate
 from moonlang.models.spec import CausalModel
@@ -28,7 +31,10 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions; q and k normalised per head when `norm` is given."""
+    """Grouped-query attention with rotary positions; q and k normalised per head when `norm` is given.
+
+    A rank has some of the heads, and a copy of the KV heads that they look at.
+    """
 
     def __init__(
         self,
@@ -43,11 +49,16 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         size, self._dim = config.hidden_size, config.head_dim
-        self._q, self._kv = config.num_heads, config.num_kv_heads
+        heads, kv_heads = config.shard.part(config.num_heads), config.shard.kv_part(config.num_kv_heads)
+        self._q, self._kv = len(heads), len(kv_heads)
         self._layer = layer
         self._spec = spec
-        self.qkv_proj = Linear(size, (self._q + 2 * self._kv) * self._dim, bias=qkv_bias, dtype=dtype)
-        self.o_proj = Linear(self._q * self._dim, size, bias=out_bias, dtype=dtype)
+        q_rows = rows(heads, config.num_heads, self._dim)
+        kv_rows = rows(kv_heads, config.num_kv_heads, self._dim)
+        cuts = (q_rows, kv_rows, kv_rows) if config.shard.size > 1 else ()
+        self.qkv_proj = Linear(size, (self._q + 2 * self._kv) * self._dim, bias=qkv_bias, dtype=dtype, cuts=cuts)
+        inner = config.num_heads * self._dim
+        self.o_proj = RowLinear(inner, size, shard=config.shard, bias=out_bias, dtype=dtype)
         eps = config.hf.get("rms_norm_eps", 1e-6)
         self.q_norm = norm(self._dim, eps, dtype) if norm else None
         self.k_norm = norm(self._dim, eps, dtype) if norm else None
@@ -94,14 +105,25 @@ class GatedMlp(FeedForward):
     """down(act(gate(x)) * up(x))."""
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype, *, act: str, bias: bool = False, inner: int | None = None
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        *,
+        act: str,
+        bias: bool = False,
+        inner: int | None = None,
+        shard: Shard | None = None,
     ) -> None:
-        """inner: F, when it is not the `intermediate_size` of config.json."""
+        """inner: F, when it is not the `intermediate_size` of config.json. shard: when it is not the model's."""
         super().__init__()
-        size, self._inner = config.hidden_size, inner or config.hf["intermediate_size"]
+        size, width = config.hidden_size, inner or config.hf["intermediate_size"]
+        shard = shard or config.shard
+        part = shard.part(width)
+        self._inner = len(part)
         self._act, self._act_name = activation(act), act
-        self.gate_up_proj = Linear(size, 2 * self._inner, bias=bias, dtype=dtype)
-        self.down_proj = Linear(self._inner, size, bias=bias, dtype=dtype)
+        cuts = (rows(part, width),) * 2 if shard.size > 1 else ()
+        self.gate_up_proj = Linear(size, 2 * self._inner, bias=bias, dtype=dtype, cuts=cuts)
+        self.down_proj = RowLinear(width, size, shard=shard, bias=bias, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, M] -> [T, M]."""
@@ -202,14 +224,25 @@ class Stack(nn.Module):
 
 
 class Decoder(CausalModel):
-    """A stack with a head. Without a head of its own (`tied`) the embedding serves as one."""
+    """A stack with a head. Without a head of its own (`tied`) the embedding serves as one.
+
+    Every rank has the whole embedding, which on CPU is the mapped checkpoint, and its share of the head.
+    group: the ranks, set when the model is complete; None while there is one.
+    """
+
+    group: Group | None = None
 
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype, stack: Stack, *, tied: bool, softcap: float | None = None
     ) -> None:
         super().__init__()
         self.model = stack
-        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        self._vocabulary = config.vocab_size
+        self._share = config.shard.part(config.vocab_size)
+        cuts = (rows(self._share, config.vocab_size),) if config.shard.size > 1 else ()
+        self.lm_head = (
+            None if tied else Linear(config.hidden_size, len(self._share), bias=False, dtype=dtype, cuts=cuts)
+        )
         self._softcap = softcap
 
     def forward(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
@@ -218,13 +251,26 @@ class Decoder(CausalModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `CausalModel.logits`."""
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return logits(hidden, head.weight, self._softcap)
+        if self.lm_head is None:
+            weight = self.model.embed_tokens.weight[self._share.start : self._share.stop]
+        else:
+            weight = self.lm_head.weight
+        found = logits(hidden, weight, self._softcap)
+        return found if self.group is None else gathered(found, self.group, self._vocabulary)
 
     def lower(self, build: Builder) -> None:
         """See `CausalModel.lower`."""
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        build.head(self.model.lower(build), head.weight, self._softcap)
+        hidden = self.model.lower(build)
+        if self.lm_head is None:
+            part = None if len(self._share) == self._vocabulary else self._share
+            build.head(hidden, self.model.embed_tokens.weight, self._softcap, self._vocabulary, part)
+        else:
+            build.head(hidden, self.lm_head.weight, self._softcap, self._vocabulary)
+
+    def join(self, group: Group) -> None:
+        """See `CausalModel.join`."""
+        super().join(group)
+        self.group = group
 
 
 def pre_norm_decoder(

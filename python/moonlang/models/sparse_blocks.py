@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moonlang.config.model_config import ModelConfig
+from moonlang.config.shard import WHOLE
 from moonlang.layers.linear import Linear, project
 from moonlang.models.blocks import FeedForward, GatedMlp
 from moonlang.moe.experts import Experts
@@ -24,7 +25,8 @@ FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_p
 class SparseMlp(FeedForward):
     """A router, experts, and for some models an expert that every token visits (`shared`: its inner size).
 
-    The shared expert's output is scaled by the sigmoid of a projection of its own, as in Qwen2-MoE.
+    The shared expert's output is scaled by the sigmoid of a projection of its own, as in Qwen2-MoE. Every rank of
+    tensor parallelism has all experts.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class SparseMlp(FeedForward):
         self.gating = gating
         self.gate = Linear(size, experts, bias=False, dtype=dtype)
         self.experts = Experts(experts, size, inner, act=act, dtype=dtype)
-        self.shared_expert = GatedMlp(config, dtype, act=act, inner=shared) if shared else None
+        self.shared_expert = GatedMlp(config, dtype, act=act, inner=shared, shard=WHOLE) if shared else None
         self.shared_expert_gate = Linear(size, 1, bias=False, dtype=dtype) if shared else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from moonlang.attention.batch import ForwardContext
 from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.core.kv import ELEMENTS, KvSchema
+from moonlang.distributed.group import Group
+from moonlang.layers import linear
 
 if TYPE_CHECKING:
     from moonlang.kernels.program import Builder
@@ -28,6 +30,10 @@ class CausalModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [N, M], any of the rows that forward returned -> [N, V] float32."""
         raise NotImplementedError
+
+    def join(self, group: Group) -> None:
+        """Compute together with the ranks of `group`, which hold the other shards of this model."""
+        linear.join(self, group)
 
     def lower(self, build: Builder) -> None:
         """Write forward and logits down as kernel calls, ending with `build.head`; or call `build.refuse`."""
@@ -91,14 +97,14 @@ class ModelSpec:
     load: Callable[[ModelConfig, str, torch.device], CausalModel] | None = None
 
     def kv_schema(self, config: ModelConfig, page_size: int, fingerprint: str = "", kv_dtype: str = "auto") -> KvSchema:
-        """The page layout of this model. fingerprint: `model_loader.fingerprint` of the weights.
+        """The page layout of this model, with the heads of its shard.
 
-        kv_dtype: what --kv-cache-dtype says; auto: the model's.
+        fingerprint: `model_loader.fingerprint` of the weights. kv_dtype: what --kv-cache-dtype says; auto: the model's.
         """
         dtype, itemsize, scale_bytes = ELEMENTS[config.dtype if kv_dtype == "auto" else kv_dtype]
         return KvSchema(
             num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
+            num_kv_heads=len(config.shard.kv_part(config.num_kv_heads)),
             head_dim=config.head_dim,
             page_size=page_size,
             dtype=dtype,

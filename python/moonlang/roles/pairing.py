@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -43,15 +43,15 @@ class Outfit:
     sums: str
 
 
-def equip(args: ServerArgs, region: KvRegion) -> Outfit:
-    """Register the pool with the transfer backend. ConfigError when that cannot work here."""
+def equip(args: ServerArgs, regions: Sequence[KvRegion]) -> Outfit:
+    """Register the pools of all ranks with the transfer backend. ConfigError when that cannot work here."""
     reach = Reach()
     checked = args.disaggregation_enable_kv_checksum and args.disaggregation_transfer_backend != "fake"
     devices = args.disaggregation_ib_device or ""
     options = TransferOptions(host=args.host, devices=devices, checksum=checked, linked=reach)
     backend: OpenTransfer = registry.find("disaggregation", args.disaggregation_transfer_backend).BACKEND
     transfer = backend(options)
-    card = transfer.register([region], secrets.token_hex(_INSTANCE_BYTES))
+    card = transfer.register(regions, secrets.token_hex(_INSTANCE_BYTES))
     return Outfit(transfer, card, reach, page_memory.SUMS if checked else "off")
 
 

@@ -15,6 +15,7 @@ from moonlang.base.errors import ConfigError, MoonLangError
 from moonlang.base.wakeup import Wakeup
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
+from moonlang.core.seat import Seat
 from moonlang.messaging.zmq import ZmqEndpoint
 from moonlang.roles import lifeline, topology
 from moonlang.roles.heartbeat import Heartbeat
@@ -29,6 +30,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     addresses: dict[str, str]
     args: ServerArgs
     model: ModelConfig
+    seat: Seat | None = None  # among the ranks that compute the model, when there are several
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,7 @@ def _run(job: Job, directory: Path) -> None:
     endpoint = ZmqEndpoint(job.role, job.addresses)
     heartbeat = Heartbeat(heartbeat_file(directory, job.role), job.args.watchdog_timeout)
     stop = Wakeup()
-    role = create(job.role, job.args, job.model, endpoint)
+    role = create(job.role, job.args, job.model, endpoint, job.seat)
     lifeline.finished_loading()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     gc.collect()

@@ -13,6 +13,7 @@ from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Ready
 from moonlang.core.ports import Endpoint
+from moonlang.core.seat import Seat
 from moonlang.roles import topology
 from moonlang.roles.heartbeat import Heartbeat
 
@@ -40,17 +41,24 @@ class Role(Protocol):
         ...
 
 
-def create(name: str, args: ServerArgs, model: ModelConfig, endpoint: Endpoint) -> Role:
-    """Construct role `name`. Its imports happen here: the detokenizer must not pay for torch."""
+def create(name: str, args: ServerArgs, model: ModelConfig, endpoint: Endpoint, seat: Seat | None = None) -> Role:
+    """Construct role `name`. Its imports happen here: the detokenizer must not pay for torch.
+
+    seat: of a role that computes, when there are several.
+    """
     match name:
         case "scheduler":
             from moonlang.roles.scheduler import SchedulerRole
 
-            return SchedulerRole(args, model, endpoint)
+            return SchedulerRole(args, model, endpoint, seat)
         case "detokenizer":
             from moonlang.roles.detokenizer import DetokenizerRole
 
             return DetokenizerRole(args, model, endpoint)
+    if seat is not None and topology.rank(name) is not None:
+        from moonlang.roles.worker import WorkerRole
+
+        return WorkerRole(args, model, seat)
     raise BugError(f"There is no role {name!r}.")
 
 

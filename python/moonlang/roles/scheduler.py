@@ -20,11 +20,13 @@ from moonlang.core.messages import Abort, Control, Generate, Message, Reply, Sto
 from moonlang.core.plan import StepPlan
 from moonlang.core.ports import Endpoint, Executor, GrammarEngine
 from moonlang.core.sampling import GrammarSpec
+from moonlang.core.seat import Seat
 from moonlang.core.ticket import Outcome, Ticket
 from moonlang.mem_cache.tiers import TierConfig
 from moonlang.model_executor.executor import ThreadExecutor
 from moonlang.model_executor.runner import ModelRunner
 from moonlang.roles import topology
+from moonlang.roles.crew import Crew
 from moonlang.roles.pairing import Pairing, equip, pairing_config
 from moonlang.roles.role import NEVER_NS
 from moonlang.roles.step_log import StepLog
@@ -49,7 +51,8 @@ class _Flush:
 class SchedulerRole:
     """Owns the model of one replica. See `roles.role.Role` for the contract."""
 
-    def __init__(self, args: ServerArgs, model: ModelConfig, endpoint: Endpoint) -> None:
+    def __init__(self, args: ServerArgs, model: ModelConfig, endpoint: Endpoint, seat: Seat | None = None) -> None:
+        """seat: rank 0, when several ranks compute the model."""
         backend = registry.find("constrained", args.grammar_backend or "none").BACKEND
         self._grammars: GrammarEngine = backend(
             args.tokenizer_path or model.path,
@@ -59,19 +62,22 @@ class SchedulerRole:
             max_whitespace=args.constrained_json_max_whitespace_cnt,
         )
         self._tickets: dict[Ticket, GrammarSpec] = {}
-        self._runner = ModelRunner(model, args, self._grammars)
+        crew = Crew(args, model, seat) if seat is not None else None
+        self._runner = crew.runner(self._grammars) if crew is not None else ModelRunner(model, args, self._grammars)
         self._runner.warm_up()
-        outfit = equip(args, self._runner.region) if args.disaggregation_mode != "null" else None
+        outfit = equip(args, self._runner.regions) if args.disaggregation_mode != "null" else None
         pairing = pairing_config(args, outfit) if outfit is not None else None
         tiers = (
-            tier_config(args, self._runner.region, self._runner.spare_bytes) if args.enable_hierarchical_cache else None
+            tier_config(args, self._runner.regions[0], self._runner.spare_bytes)
+            if args.enable_hierarchical_cache
+            else None
         )
         self._scheduler = Scheduler(scheduler_config(args, model, self._runner, pairing, tiers))
         self._tiers: TierChannels | None = None
         if self._scheduler.tiers is not None:
-            self._tiers = TierChannels(args, self._runner.region, self._scheduler.tiers)
+            self._tiers = TierChannels(args, self._runner.regions[0], self._scheduler.tiers)
         self._pairing = Pairing(args, outfit, self._scheduler.peers) if outfit is not None else None
-        self._executor: Executor = ThreadExecutor(self._runner, self._scheduler.config.depth)
+        self._executor: Executor = ThreadExecutor(crew or self._runner, self._scheduler.config.depth)
         self._endpoint = endpoint
         self._steps = StepLog(args.decode_log_interval)
         self._flushes: list[_Flush] = []
@@ -96,7 +102,7 @@ class SchedulerRole:
             "page_size": config.page_size,
             "kv_page_bytes": self._runner.schema.page_bytes,
             "kv_pool_reason": self._runner.pool_reason,
-            "kv_digest": self._runner.schema.digest(),
+            "kv_digest": self._runner.whole_schema.digest(),
             "link": self._pairing.route if self._pairing is not None else None,
         }
 

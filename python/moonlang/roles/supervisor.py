@@ -20,7 +20,7 @@ from moonlang.core.messages import Ready
 from moonlang.core.ports import Endpoint
 from moonlang.messaging.inproc import Hub, InprocEndpoint
 from moonlang.messaging.zmq import ZmqEndpoint
-from moonlang.roles import topology
+from moonlang.roles import crew, topology
 from moonlang.roles.children import ProcessGroup
 from moonlang.roles.exits import Exit, OnExit, describe
 from moonlang.roles.heartbeat import Heartbeat
@@ -120,13 +120,22 @@ class Cluster:
     def _start_processes(self, model: ModelConfig) -> None:
         self._directory = RunDirectory()
         directory = self._directory.path
-        addresses = topology.addresses(directory)
+        addresses = topology.addresses(directory, self._args.tp_size)
+        roles = topology.children(self._args.tp_size)
+        seats = crew.seats(directory, self._args)
         self.endpoint = ZmqEndpoint(topology.API, addresses)
-        for role in topology.CHILDREN:
+        for role in roles:
             self._heartbeats[role] = Heartbeat(heartbeat_file(directory, role), self._args.watchdog_timeout)
-            job = Job(role=role, parent_pid=os.getpid(), addresses=addresses, args=self._args, model=model)
+            job = Job(
+                role=role,
+                parent_pid=os.getpid(),
+                addresses=addresses,
+                args=self._args,
+                model=model,
+                seat=seats.get(topology.rank(role)),
+            )
             job_file(directory, role).write_bytes(msgspec.json.encode(job))
-        self._group = ProcessGroup(topology.CHILDREN, directory, self._exited)
+        self._group = ProcessGroup(roles, directory, self._exited)
 
     def _start_threads(self, model: ModelConfig) -> None:
         self._hub = Hub(topology.ROLES)

@@ -36,7 +36,7 @@ void need_float(DType type, const char* name) {
 }
 
 PackedWeight pack_arrays(const std::vector<bind::ReadArray>& weights, const std::string& kind, bool gated,
-                         Arena& arena) {
+                         Arena& arena, int64_t segments) {
   std::vector<Rows> sources;
   int64_t k = -1;
   for (const auto& weight : weights) {
@@ -49,7 +49,7 @@ PackedWeight pack_arrays(const std::vector<bind::ReadArray>& weights, const std:
   if (sources.empty() || k == 0) refuse("weight: nothing to pack");
   const WeightKind wanted = bind::dense_kind(kind);
   const nb::gil_scoped_release released;
-  return pack(sources, k, wanted, gated, arena);
+  return pack(sources, k, wanted, gated, arena, segments);
 }
 
 void gemm_arrays(const PackedWeight& w, const bind::ReadArray& x, const bind::Array& y,
@@ -89,6 +89,7 @@ ML_BIND(gemm) {
       .def_ro("n", &PackedWeight::n)
       .def_ro("k", &PackedWeight::k)
       .def_ro("gated", &PackedWeight::gated)
+      .def_ro("segments", &PackedWeight::segments)
       .def_ro("bytes", &PackedWeight::bytes)
       .def_prop_ro("columns", &PackedWeight::columns)
       .def("memory", [](nb::handle self) {  // uint8 [bytes], alive as long as the view
@@ -97,6 +98,6 @@ ML_BIND(gemm) {
         return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(w.memory.get(), 1, shape, self);
       });
 
-  m.def("pack", &pack_arrays, "weights"_a, "kind"_a, "gated"_a, "arena"_a);
+  m.def("pack", &pack_arrays, "weights"_a, "kind"_a, "gated"_a, "arena"_a, "segments"_a = 1);
   m.def("gemm", &gemm_arrays, "w"_a, "x"_a, "y"_a, "bias"_a = nb::none(), "residual"_a = nb::none(), "act"_a = "none");
 }

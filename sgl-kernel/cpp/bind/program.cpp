@@ -4,6 +4,7 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -95,17 +96,18 @@ class Writer {
   }
 
   void linear(int x, int out, const ml::PackedWeight& weight, const std::optional<ReadArray>& bias, int residual,
-              const std::string& act) {
+              const std::string& act, std::shared_ptr<ml::Ranks> ranks) {
     if (columns(x) != weight.k) refuse("linear: x has " + std::to_string(columns(x)) + " columns, not " +
                                           std::to_string(weight.k));
     const ml::Activation chosen = act_named(act);
     if (weight.gated != (chosen != ml::Activation::none)) refuse("linear: an activation needs a gated weight");
     const int64_t width = weight.columns();
     if (residual >= 0 && columns(residual) != width) refuse("linear: the residual has another width");
+    if (ranks && weight.gated) refuse("linear: an activation comes after the sum over the ranks");
     same_kind(x, out);
     define(out, width);
     program_.add(std::make_unique<ml::LinearOp>(x, out, weight, share_vector(bias, "bias", ml::DType::f32, weight.n),
-                                                residual, chosen));
+                                                residual, chosen, std::move(ranks)));
   }
 
   void experts(int x, int out, const ml::Moe& moe, int residual) {
@@ -156,6 +158,14 @@ class Writer {
     if (columns(hidden) != weight.k) refuse("head: the hidden states have another width");
     if (!values_[size_t(hidden)].kept) refuse("head: the hidden states are not those of the kept tokens");
     program_.set_head(hidden, weight.k, std::make_unique<ml::LinearHead>(weight, dtype(), softcap));
+  }
+
+  void share_head(std::shared_ptr<ml::Ranks> ranks, int64_t vocabulary) {
+    const int64_t first = ml::share_begin(vocabulary, ranks->rank(), ranks->size());
+    if (program_.vocabulary() != ml::share_begin(vocabulary, ranks->rank() + 1, ranks->size()) - first) {
+      refuse("head: not this rank's share of the vocabulary");
+    }
+    program_.share_head(std::move(ranks), vocabulary);
   }
 
   void set_pool(uint64_t address, int64_t pages, int layers, int page_tokens, const std::string& type) {
@@ -239,12 +249,14 @@ ML_BIND(program) {
       .def("embed", &Writer::embed, "out"_a, "table"_a, "scale"_a)
       .def("embed_packed", &Writer::embed_packed, "out"_a, "table"_a, "scale"_a)
       .def("norm", &Writer::norm, "x"_a, "out"_a, "weight"_a, "eps"_a, "form"_a, "added"_a)
-      .def("linear", &Writer::linear, "x"_a, "out"_a, "weight"_a, "bias"_a.none(), "residual"_a, "act"_a)
+      .def("linear", &Writer::linear, "x"_a, "out"_a, "weight"_a, "bias"_a.none(), "residual"_a, "act"_a,
+           "ranks"_a = nb::none())
       .def("experts", &Writer::experts, "x"_a, "out"_a, "moe"_a, "residual"_a)
       .def("attend", &Writer::attend, "qkv"_a, "out"_a, nb::kw_only(), "layer"_a, "rotation"_a, "q_norm"_a.none(),
            "k_norm"_a.none(), "eps"_a, "norm_form"_a, "scale"_a, "window"_a, "softcap"_a)
       .def("select", &Writer::select, "x"_a, "out"_a)
       .def("head", &Writer::head, "hidden"_a, "weight"_a, "softcap"_a)
+      .def("share_head", &Writer::share_head, "ranks"_a, "vocabulary"_a)
       .def("set_pool", &Writer::set_pool, "address"_a, "pages"_a, "layers"_a, "page_tokens"_a, "dtype"_a)
       .def("report_to", &Writer::report_to, "address"_a, "event"_a)
       .def("report_every", [](Writer& w, int every, int64_t base) { w.program().report_every(every, base); }, "every"_a,

@@ -1,7 +1,9 @@
 // y = act(x W^T + bias) + residual for packed weights.
 //
 // Each output is one chain of accumulations in the order of K, by the same instructions for every number of rows: the
-// bits of a row do not depend on the rows beside it, on the threads, or on how the work was cut.
+// bits of a row do not depend on the rows beside it, on the threads, or on how the work was cut. A weight in segments has
+// one such chain per segment of K, and their sums are added as a binary tree: ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
+// Ranks that hold 8 / n segments each, and add their sums as the rest of that tree, get the bits of one that holds all.
 #pragma once
 
 #include <cstdint>

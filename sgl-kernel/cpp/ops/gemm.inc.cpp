@@ -184,16 +184,48 @@ ML_INLINE RunRows loop_for(int64_t wanted) {
   return Loop::template run<rows>;
 }
 
+/// to += from for `rows` rows of a stripe.
+ML_INLINE void add_stripe(const float* from, int64_t rows, float* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = r * kPanel + v * f32v::N;
+      (f32v::load(from + at) + f32v::load(to + at)).store(to + at);
+    }
+  }
+}
+
+/// A stripe of a weight in segments. A sum waits at its level of the tree for its right neighbour, as the digits of a
+/// binary counter do.
+template <int kRows>
+void run_segments(const PackedWeight& w, RunRows run, const char* stripe, PreparedRows x, int64_t rows, float* out) {
+  constexpr int kLevels = 3;
+  static_assert(kMostSegments == 1 << kLevels);
+  alignas(64) float waiting[kLevels][kRows * kPanel];
+  const int64_t k = w.k / w.segments, panel_step = w.panel_bytes / w.segments, x_step = k * bytes_of(x.type);
+  for (int64_t s = 0; s < w.segments; ++s) {
+    const int level = __builtin_ctzll(~uint64_t(s));  // so many neighbours on the left wait for this one
+    float* const sums = s + 1 == w.segments ? out : waiting[level];
+    run(stripe + s * panel_step, static_cast<const char*>(x.data) + s * x_step, x.ld_bytes, k, sums);
+    for (int i = 0; i < level; ++i) add_stripe(waiting[i], rows, sums);
+  }
+}
+
 /// All rows over one panel: groups of nearly equal height, so that no group is too thin to hide the latency of the
 /// sums.
 template <class Loop>
-void run_panel(const char* panel, PreparedRows x, int64_t rows, int64_t k, float* out) {
+void run_panel(const PackedWeight& w, int64_t panel, PreparedRows x, int64_t rows, float* out) {
   const int64_t groups = (rows + Loop::kRows - 1) / Loop::kRows;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t begin = rows * g / groups, end = rows * (g + 1) / groups;
     const RunRows run = loop_for<Loop>(end - begin);
     for (int64_t c = 0; c < kPanel; c += kStripe) {
-      run(panel + c * 4, x.from_row(begin).data, x.ld_bytes, k, out + begin * kPanel + c);
+      const char* const stripe = w.panel(panel) + c * 4;
+      float* const sums = out + begin * kPanel + c;
+      if (w.segments == 1) {
+        run(stripe, x.from_row(begin).data, x.ld_bytes, w.k, sums);
+      } else {
+        run_segments<Loop::kRows>(w, run, stripe, x.from_row(begin), end - begin, sums);
+      }
     }
   }
 }
@@ -224,7 +256,7 @@ int64_t f32_prepared_bytes(const PackedWeight& w, DType x_type) {
 }
 
 void f32_tile(const PackedWeight& w, int64_t panel, PreparedRows x, int64_t rows, float* out) {
-  run_panel<F32Loop>(w.panel(panel), x, rows, w.k, out);
+  run_panel<F32Loop>(w, panel, x, rows, out);
 }
 
 #if defined(ML_ISA_AVX512)
@@ -247,16 +279,16 @@ PreparedRows bf16_prepare(const PackedWeight& w, PreparedRows x, int64_t rows, v
 
 void bf16_tile(const PackedWeight& w, int64_t panel, PreparedRows x, int64_t rows, float* out) {
   if (x.type == DType::bf16) {
-    run_panel<DotLoop>(w.panel(panel), x, rows, w.k, out);
+    run_panel<DotLoop>(w, panel, x, rows, out);
   } else {
-    run_panel<WidenLoop>(w.panel(panel), x, rows, w.k, out);
+    run_panel<WidenLoop>(w, panel, x, rows, out);
   }
 }
 
 constexpr TileOps kBf16Tiles = {bf16_prepared_bytes, bf16_prepare, bf16_tile};
 #else
 void bf16_tile(const PackedWeight& w, int64_t panel, PreparedRows x, int64_t rows, float* out) {
-  run_panel<WidenLoop>(w.panel(panel), x, rows, w.k, out);
+  run_panel<WidenLoop>(w, panel, x, rows, out);
 }
 
 constexpr TileOps kBf16Tiles = {f32_prepared_bytes, to_f32, bf16_tile};

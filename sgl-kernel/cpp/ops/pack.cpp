@@ -96,23 +96,31 @@ int64_t PackedWeight::source_row(int64_t i, int64_t c) const {
   return c < panel_columns() ? column : columns() + column;
 }
 
-PackedWeight packed_shape(WeightKind kind, int64_t n, int64_t k, bool gated) {
+PackedWeight packed_shape(WeightKind kind, int64_t n, int64_t k, bool gated, int64_t segments) {
   if (gated && n % 2 != 0) throw std::invalid_argument("a gated weight needs an even number of rows (gate and up)");
+  if (segments < 1 || segments > kMostSegments || (segments & (segments - 1)) != 0) {
+    throw std::invalid_argument("segments: expected 1, 2, 4 or 8");
+  }
+  if (segments > 1 && k % (2 * segments) != 0) {
+    throw std::invalid_argument("segments: each needs an even number of elements of K");
+  }
   PackedWeight w;
   w.kind = kind;
   w.gated = gated;
   w.n = n;
   w.k = k;
+  w.segments = segments;
   w.panels = ceil_div(w.columns(), w.panel_columns());
   w.panel_bytes = kPanel * (kind == WeightKind::f32 ? k * 4 : ceil_div(k, 2) * 4);
   w.bytes = w.panels * w.panel_bytes;
   return w;
 }
 
-PackedWeight pack(const std::vector<Rows>& sources, int64_t k, WeightKind kind, bool gated, Arena& arena) {
+PackedWeight pack(const std::vector<Rows>& sources, int64_t k, WeightKind kind, bool gated, Arena& arena,
+                  int64_t segments) {
   int64_t n = 0;
   for (const Rows& source : sources) n += source.rows;
-  PackedWeight w = packed_shape(kind, n, k, gated);
+  PackedWeight w = packed_shape(kind, n, k, gated, segments);
   w.memory = arena.take(w.bytes);
   parallel(w.panels, [&](int64_t panel) { pack_panel(w, sources, panel); });
   return w;

@@ -22,6 +22,7 @@
 namespace ml {
 
 constexpr int64_t kPanel = 32;
+constexpr int64_t kMostSegments = 8;
 
 enum class WeightKind : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, w8a8 = 4, fp8 = 5 };
 
@@ -30,6 +31,7 @@ struct PackedWeight {
   bool gated = false;
   int64_t n = 0;  ///< Rows of the source; gate and up both count.
   int64_t k = 0;
+  int64_t segments = 1;  ///< Equal parts of K, each summed by itself; see gemm.h. A power of two up to kMostSegments.
   int64_t panels = 0;
   int64_t panel_bytes = 0;
   int64_t bytes = 0;  ///< All of `memory`.
@@ -54,10 +56,11 @@ struct Rows {
 };
 
 /// Shape, panel count and sizes of the f32 and bf16 kinds, without memory. Throws std::invalid_argument: a gated weight
-/// with an odd N.
-PackedWeight packed_shape(WeightKind kind, int64_t n, int64_t k, bool gated);
+/// with an odd N, segments that are no power of two up to 8 or not of an even number of elements each.
+PackedWeight packed_shape(WeightKind kind, int64_t n, int64_t k, bool gated, int64_t segments = 1);
 
 /// Packs f32, bf16 or f16 rows as `kind` f32 or bf16 (rounding to nearest even where narrower), in parallel.
-PackedWeight pack(const std::vector<Rows>& sources, int64_t k, WeightKind kind, bool gated, Arena& arena);
+PackedWeight pack(const std::vector<Rows>& sources, int64_t k, WeightKind kind, bool gated, Arena& arena,
+                  int64_t segments = 1);
 
 }  // namespace ml

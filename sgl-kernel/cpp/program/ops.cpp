@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "base/pool.h"
+#include "ops/reduce.h"
 #include "ops/softcap.h"
 
 namespace ml {
@@ -81,6 +82,10 @@ void LinearOp::run(Step& step) const {
     epilogue.ld_residual = stride;
   }
   const DType type = step.shape.dtype;
+  if (ranks_) {
+    return reduced_gemm(*ranks_, weight_, step.at(x_), step.stride(weight_.k), step.at(out_), stride, type, rows,
+                        epilogue);
+  }
   gemm(weight_, step.at(x_), type, step.stride(weight_.k), step.at(out_), type, stride, rows, epilogue);
 }
 

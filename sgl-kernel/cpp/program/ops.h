@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/gemm.h"
+#include "base/ranks.h"
 #include "ops/moe.h"
 #include "ops/rope.h"
 #include "ops/rowops.h"
@@ -66,11 +67,18 @@ class NormOp : public Op {
   bool added_;
 };
 
-/// out = epilogue(x W^T + bias) + residual; residual < 0: none.
+/// out = epilogue(x W^T + bias) + residual; residual < 0: none. With `ranks` x W^T is summed over all of them.
 class LinearOp : public Op {
  public:
-  LinearOp(int x, int out, PackedWeight weight, Weight bias, int residual, Activation act)
-      : x_(x), out_(out), weight_(std::move(weight)), bias_(std::move(bias)), residual_(residual), act_(act) {}
+  LinearOp(int x, int out, PackedWeight weight, Weight bias, int residual, Activation act,
+           std::shared_ptr<Ranks> ranks = nullptr)
+      : x_(x),
+        out_(out),
+        weight_(std::move(weight)),
+        bias_(std::move(bias)),
+        residual_(residual),
+        act_(act),
+        ranks_(std::move(ranks)) {}
   const char* name() const override { return "linear"; }
   void run(Step& step) const override;
 
@@ -80,6 +88,7 @@ class LinearOp : public Op {
   Weight bias_;
   int residual_;
   Activation act_;
+  std::shared_ptr<Ranks> ranks_;
 };
 
 /// out = moe(x) + residual; residual < 0: none.

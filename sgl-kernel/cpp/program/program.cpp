@@ -5,6 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "base/span.h"
 #include "ops/sampling.h"
 
 namespace ml {
@@ -38,29 +39,97 @@ void Program::run(const Batch& batch) {
   for (const auto& op : ops_) timed(op->name(), [&] { op->run(step_); });
 }
 
-float* Program::logits(int64_t begin, int64_t end) {
-  if (!head_ || begin < 0 || begin > end || end > kept_count()) throw std::out_of_range("no such kept tokens");
-  const int64_t bytes = (end - begin) * head_->vocabulary() * int64_t(sizeof(float));
+void Program::share_head(std::shared_ptr<Ranks> ranks, int64_t vocabulary) {
+  ranks_ = std::move(ranks);
+  whole_vocabulary_ = vocabulary;
+}
+
+void Program::run_head(int64_t begin, int64_t end, float* out) {
+  if (end == begin) return;
+  const char* hidden = static_cast<const char*>(step_.at(hidden_buffer_)) + begin * hidden_row_bytes_;
+  timed("head", [&] { head_->run(hidden, end - begin, out); });
+}
+
+float* Program::logits_memory(int64_t rows, int64_t columns) {
+  const int64_t bytes = rows * columns * int64_t(sizeof(float));
   if (bytes > logits_.bytes()) {
     logits_ = Buffer();
     logits_ = Buffer(round_up(bytes, kHugePage));
   }
-  float* out = static_cast<float*>(logits_.data());
-  const char* hidden = static_cast<const char*>(step_.at(hidden_buffer_)) + begin * hidden_row_bytes_;
-  if (end > begin) timed("head", [&] { head_->run(hidden, end - begin, out); });
+  return static_cast<float*>(logits_.data());
+}
+
+float* Program::logits(int64_t begin, int64_t end) {
+  if (!head_ || begin < 0 || begin > end || end > kept_count()) throw std::out_of_range("no such kept tokens");
+  float* const out = logits_memory(end - begin, vocabulary());
+  if (ranks_) {
+    gather_logits(begin, end, out);
+  } else {
+    run_head(begin, end, out);
+  }
   return out;
 }
 
+void Program::gather_logits(int64_t begin, int64_t end, float* out) {
+  const int64_t widest = ceil_div(whole_vocabulary_, ranks_->size()) * int64_t(sizeof(float));
+  const int64_t most = ranks_->part_bytes() / widest;
+  if (most < 1) throw std::invalid_argument("too large a vocabulary for the ranks' memory");
+  for (int64_t row = begin; row < end; row += most) {
+    const int64_t count = std::min(most, end - row);
+    run_head(row, row + count, static_cast<float*>(ranks_->mine()));
+    timed("gather", [&] {
+      ranks_->exchange();
+      for (int r = 0; r < ranks_->size(); ++r) {
+        const int64_t first = share_begin(whole_vocabulary_, r, ranks_->size());
+        const int64_t columns = share_begin(whole_vocabulary_, r + 1, ranks_->size()) - first;
+        const float* const part = static_cast<const float*>(ranks_->part(r));
+        for (int64_t i = 0; i < count; ++i) {
+          std::copy_n(part + i * columns, columns, out + (row - begin + i) * whole_vocabulary_ + first);
+        }
+      }
+    });
+  }
+}
+
 Program::Best Program::best(int64_t begin, int64_t end) {
-  const float* const values = logits(begin, end);
+  if (!head_ || begin < 0 || begin > end || end > kept_count()) throw std::out_of_range("no such kept tokens");
+  const int64_t width = head_->vocabulary();
+  float* const values = logits_memory(end - begin, width);
+  run_head(begin, end, values);
   Best found;
   found.tokens.resize(size_t(end - begin));
   std::vector<float> peaks(size_t(end - begin));
-  timed("argmax", [&] { argmax(values, end - begin, vocabulary(), found.tokens.data(), peaks.data()); });
+  timed("argmax", [&] { argmax(values, end - begin, width, found.tokens.data(), peaks.data()); });
+  if (ranks_) timed("gather", [&] { gather_best(found, peaks); });
   for (size_t i = 0; i < peaks.size(); ++i) {
     if (!std::isfinite(peaks[i])) found.broken.push_back(int64_t(i));
   }
   return found;
+}
+
+void Program::gather_best(Best& best, std::vector<float>& peaks) {
+  struct Candidate {
+    float peak;
+    int32_t token;
+  };
+  const size_t most = size_t(ranks_->part_bytes()) / sizeof(Candidate);
+  const int64_t own = share_begin(whole_vocabulary_, ranks_->rank(), ranks_->size());
+  for (size_t row = 0; row < peaks.size(); row += most) {
+    const size_t count = std::min(most, peaks.size() - row);
+    Candidate* const mine = static_cast<Candidate*>(ranks_->mine());
+    for (size_t i = 0; i < count; ++i) mine[i] = {peaks[row + i], int32_t(own + best.tokens[row + i])};
+    ranks_->exchange();
+    for (size_t i = 0; i < count; ++i) {
+      Candidate winner = static_cast<const Candidate*>(ranks_->part(0))[i];
+      for (int r = 1; r < ranks_->size(); ++r) {  // of equal ones the first wins, as in argmax; a NaN spoils the row
+        const Candidate other = static_cast<const Candidate*>(ranks_->part(r))[i];
+        if (other.peak > winner.peak || std::isnan(other.peak)) winner = other;
+        if (std::isnan(winner.peak)) break;
+      }
+      peaks[row + i] = winner.peak;
+      best.tokens[row + i] = winner.token;
+    }
+  }
 }
 
 std::map<std::string, int64_t> Program::times() {

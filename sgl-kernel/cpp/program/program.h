@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/ranks.h"
 #include "program/step.h"
 
 namespace ml {
@@ -45,6 +46,9 @@ class Program {
   };
   void set_head(int hidden_buffer, int64_t columns, std::unique_ptr<Head> head);
 
+  /// The head is this rank's share of one for a vocabulary of `vocabulary` tokens: see share_begin.
+  void share_head(std::shared_ptr<Ranks> ranks, int64_t vocabulary);
+
   void set_pool(const KvPool& pool) { step_.pool = pool; }
 
   /// Where forwards report their progress (see Report); the memory outlives the program.
@@ -67,7 +71,7 @@ class Program {
   Best best(int64_t begin, int64_t end);
 
   int64_t kept_count() const { return step_.kept_count(); }
-  int64_t vocabulary() const { return head_ ? head_->vocabulary() : 0; }
+  int64_t vocabulary() const { return ranks_ ? whole_vocabulary_ : head_ ? head_->vocabulary() : 0; }
 
   /// Nanoseconds by name of op since the last call, when `measure` is on.
   std::map<std::string, int64_t> times();
@@ -75,6 +79,12 @@ class Program {
   bool measured() const { return measured_; }
 
  private:
+  /// The head's logits [n, its vocabulary] in `out`.
+  void run_head(int64_t begin, int64_t end, float* out);
+  float* logits_memory(int64_t rows, int64_t columns);
+  void gather_logits(int64_t begin, int64_t end, float* out);
+  void gather_best(Best& best, std::vector<float>& peaks);
+
   template <class F>
   void timed(const char* name, F&& f);
 
@@ -83,6 +93,8 @@ class Program {
   std::vector<int32_t> windows_;
   std::vector<std::unique_ptr<Op>> ops_;
   std::unique_ptr<Head> head_;
+  std::shared_ptr<Ranks> ranks_;  // among whom the head is shared, or none
+  int64_t whole_vocabulary_ = 0;
   int hidden_buffer_ = -1;
   int64_t hidden_row_bytes_ = 0;
   Buffer logits_;
