@@ -1,4 +1,4 @@
-"""One suite for every Endpoint: inproc, zmq, and both inside the fault wrapper with no faults."""
+"""One suite for every Endpoint: inproc, zmq, mooncake, and all inside the fault wrapper with no faults."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ from moonlang.core.sampling import GrammarSpec, SamplingParams
 from moonlang.messaging.faulty import Faults, FaultyEndpoint
 from moonlang.messaging.inproc import Hub, InprocEndpoint
 from moonlang.messaging.zmq import ZmqEndpoint
+from moonlang.mooncake.endpoint import MooncakeEndpoint
+from moonlang.mooncake.ring import Geometry
 
 DEADLINE_NS = 5 * NS_PER_S
 CAPACITY = 8
+SMALL = Geometry(ring_bytes=1 << 16, arena_bytes=1 << 22)
 
 Opener = Callable[[str], Endpoint]
 
@@ -46,7 +49,7 @@ def _wrapped(opener: Opener) -> Opener:
     return lambda name: FaultyEndpoint(opener(name), Faults(seed=1))
 
 
-@pytest.fixture(params=["inproc", "zmq", "faulty+inproc", "faulty+zmq"])
+@pytest.fixture(params=["inproc", "zmq", "mooncake", "faulty+inproc", "faulty+zmq", "faulty+mooncake"])
 def network(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Opens endpoints named a, b, c of one group, with tiny inboxes and a short send timeout; closes them all."""
     opened: list[Endpoint] = []
@@ -57,6 +60,8 @@ def network(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     def plain(name: str) -> Endpoint:
         if request.param.endswith("inproc"):
             return InprocEndpoint(name, hub, send_timeout_ns=50 * NS_PER_MS)
+        if request.param.endswith("mooncake"):
+            return MooncakeEndpoint(name, addresses, geometry=SMALL, send_timeout_ns=50 * NS_PER_MS)
         return ZmqEndpoint(name, addresses, capacity=CAPACITY, send_timeout_ns=50 * NS_PER_MS)
 
     opener = _wrapped(plain) if request.param.startswith("faulty") else plain
