@@ -232,4 +232,6 @@ class MooncakeEndpoint:
                 self._ring()
 
 
-BACKEND = MooncakeEndpoint
+def open_mailbox(name: str, addresses: dict[str, str], token: str) -> MooncakeEndpoint:
+    """The endpoint of --messaging-backend mooncake."""
+    return MooncakeEndpoint(name, addresses, token=token)

@@ -29,7 +29,6 @@ MAX_BYTES: Final = 4096
 MAX_FDS: Final = 2
 GREETING_NS: Final = 2 * NS_PER_S
 NONCE_BYTES: Final = 32
-TOKEN_VARIABLE: Final = "MOONLANG_CLUSTER_TOKEN"  # noqa: S105 - the name of a variable
 
 _LENGTH = struct.Struct("<I")
 

@@ -72,7 +72,7 @@ class Geometry:
     """Sizes in bytes, powers of two. Arena memory is only taken when large messages travel."""
 
     ring_bytes: int = 1 << 20
-    arena_bytes: int = 32 << 20
+    arena_bytes: int = 8 << 20
 
     def check(self) -> None:
         """ConfigError unless a ring of these sizes can work."""

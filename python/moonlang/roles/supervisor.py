@@ -19,11 +19,11 @@ from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Ready
 from moonlang.core.ports import Endpoint
 from moonlang.messaging.inproc import Hub, InprocEndpoint
-from moonlang.messaging.zmq import ZmqEndpoint
 from moonlang.roles import topology
 from moonlang.roles.children import ProcessGroup
 from moonlang.roles.exits import Exit, OnExit, describe
 from moonlang.roles.heartbeat import Heartbeat
+from moonlang.roles.mailboxes import cluster_token, open_mailbox
 from moonlang.roles.process import Job, heartbeat_file, job_file
 from moonlang.roles.run_directory import RunDirectory
 from moonlang.roles.threads import ThreadGroup
@@ -121,10 +121,13 @@ class Cluster:
         self._directory = RunDirectory()
         directory = self._directory.path
         addresses = topology.addresses(directory)
-        self.endpoint = ZmqEndpoint(topology.API, addresses)
+        token = cluster_token()
+        self.endpoint = open_mailbox(self._args.messaging_backend, topology.API, addresses, token)
         for role in topology.CHILDREN:
             self._heartbeats[role] = Heartbeat(heartbeat_file(directory, role), self._args.watchdog_timeout)
-            job = Job(role=role, parent_pid=os.getpid(), addresses=addresses, args=self._args, model=model)
+            job = Job(
+                role=role, parent_pid=os.getpid(), addresses=addresses, token=token, args=self._args, model=model
+            )
             job_file(directory, role).write_bytes(msgspec.json.encode(job))
         self._group = ProcessGroup(topology.CHILDREN, directory, self._exited)
 
