@@ -7,10 +7,12 @@ on a bell; a writer rings only when the reader has said that it sleeps.
 
 from __future__ import annotations
 
+import os
 import secrets
 import select
 import socket
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from os import EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write
@@ -23,18 +25,28 @@ from moonlang.base.wakeup import wait_ms
 from moonlang.core.messages import Envelope, Message
 from moonlang.messaging.codec import Codec
 from moonlang.mooncake import address as addresses_of
-from moonlang.mooncake import greeting
+from moonlang.mooncake import config, greeting, probe
+from moonlang.mooncake.engine import Engine
 from moonlang.mooncake.greeting import Hello, Proof, Rejected, Talk, Welcome
 from moonlang.mooncake.lane import Identity, InLane, OutLane, wait_hang_up
 from moonlang.mooncake.listener import Listener
 from moonlang.mooncake.neighbour import NeighbourIn, NeighbourOut
-from moonlang.mooncake.ring import Broken, Geometry, fence
+from moonlang.mooncake.remote import RemoteIn, RemoteOut, Site
+from moonlang.mooncake.ring import DEFAULT_GEOMETRY, Geometry, RingError, fence
+
+NewEngine = Callable[[str], Engine]
 
 SEND_TIMEOUT_NS: Final = 1000 * NS_PER_MS
 LINGER_NS: Final = 200 * NS_PER_MS  # how long `close` waits for a peer that is not there yet
 _KEPT_FRAME_BYTES: Final = 4 << 20  # what the buffer for encoding may keep
 
 _log = log.get(__name__)
+
+
+def new_engine(host: str) -> Engine:
+    """A transfer engine as the environment describes it, that listens on `host`."""
+    found = config.read(os.environ, probe.hardware(), host=probe.reachable(host), ib_device=None, force_tcp=False)
+    return Engine(found)
 
 
 class MooncakeEndpoint:
@@ -46,10 +58,14 @@ class MooncakeEndpoint:
         addresses: dict[str, str],
         *,
         token: str = "",
-        geometry: Geometry = Geometry(),
+        geometry: Geometry = DEFAULT_GEOMETRY,
         send_timeout_ns: int = SEND_TIMEOUT_NS,
+        new_engine: NewEngine = new_engine,
     ) -> None:
-        """ConfigError when the mailbox cannot be opened where `addresses` says."""
+        """ConfigError when the mailbox cannot be opened where `addresses` says.
+
+        new_engine: makes the transfer engine, given the host that others reach; called when a peer is on another one.
+        """
         geometry.check()
         self.name = name
         self._addresses = addresses
@@ -65,7 +81,13 @@ class MooncakeEndpoint:
         self._bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self._rung = False  # by this endpoint itself
         self._polls: dict[tuple[int, ...], select.poll] = {}
-        self._listeners = [Listener(where, self._serve) for where in addresses_of.parse(addresses[name])]
+        self._new_engine = new_engine
+        self._site: Site | None = None
+        own = addresses_of.parse(addresses[name])
+        self._host = next((where.host for where in own if not where.path), "")
+        self._epoll = select.epoll()  # of the bell, and of the connections with other hosts
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._listeners = [Listener(where, self._serve) for where in own]
 
     def send(self, to: str, body: Message) -> None:
         """Queue one message. PeerError when the peer does not make room within the send timeout, is gone or unknown."""
@@ -76,7 +98,7 @@ class MooncakeEndpoint:
         self._codec.encode_into(Envelope(to, self.name, lane.seq, body), frame)
         try:
             lane.put(frame, self._send_timeout_ns)
-        except Broken as error:
+        except RingError as error:
             lane.ready, lane.ended = False, error.message
             raise
         lane.seq += 1
@@ -91,11 +113,11 @@ class MooncakeEndpoint:
                 ended = lane.ended
                 try:
                     lane.read(most - len(found), found)
-                except Broken as error:
+                except RingError as error:
                     _log.error("The connection with %s is given up. %s", lane.source, error)
                     self._drop(lane)
                     continue
-                if ended and not lane.reader.has_more():
+                if ended and not lane.has_more():
                     self._drop(lane)
             if len(found) >= most:
                 self._ring()
@@ -109,13 +131,13 @@ class MooncakeEndpoint:
         poll = self._polls.get(key)
         if poll is None:
             poll = self._polls[key] = select.poll()
-            for fd in (self._bell, *also):
+            for fd in (self.fileno(), *also):
                 poll.register(fd, select.POLLIN)
         poll.poll(wait_ms(timeout_ns))
 
     def fileno(self) -> int:
         """Readable when a message may have come."""
-        return self._bell
+        return self._epoll.fileno() if self._host else self._bell
 
     def close(self) -> None:
         """Let the last messages leave (briefly), then free the memory. May be called twice."""
@@ -130,7 +152,10 @@ class MooncakeEndpoint:
             self._drop(lane)
         with self._lock:
             self._closed = True
+            self._epoll.close()
             close(self._bell)
+        if self._site is not None:
+            self._site.engine.close()
 
     def _rest(self, found: bool) -> bool:
         """Go to rest: from now on senders must ring. False when one has stored something in the meantime."""
@@ -142,7 +167,10 @@ class MooncakeEndpoint:
         for lane in lanes:
             lane.rest()
         fence()
-        return not any(lane.reader.has_more() for lane in lanes)
+        if any(lane.is_landing for lane in lanes):
+            self._ring()  # come back soon
+            return True
+        return not any(lane.has_more() for lane in lanes)
 
     def _ring(self) -> None:
         """Keep the descriptor readable."""
@@ -166,7 +194,15 @@ class MooncakeEndpoint:
 
     def _new_lane(self, to: str, *, patient: bool) -> OutLane:
         where = addresses_of.nearest(addresses_of.parse(self._addresses[to]))
-        return NeighbourOut(self._identity, to, where.path, patient=patient)
+        if where.path:
+            return NeighbourOut(self._identity, to, where.path, patient=patient)
+        return RemoteOut(self._identity, to, (where.host, where.port), self._own_site(), patient=patient)
+
+    def _own_site(self) -> Site:
+        with self._lock:
+            if self._site is None:
+                self._site = Site(self._new_engine(self._host))
+            return self._site
 
     def _drop(self, lane: InLane) -> None:
         """Hang up, and let go of the memory."""
@@ -179,8 +215,7 @@ class MooncakeEndpoint:
         """A connection, from its greeting to its end; in a thread of its own."""
         talk = Talk(sock)
         try:
-            hello = self._greet(talk)
-            lane = NeighbourIn(self._identity, hello, self._codec, talk, self._bell)
+            lane = self._welcome(talk)
         except PeerError as error:
             _log.error("%s refuses a connection. %s", self.name, error)
             with suppress(PeerError):
@@ -188,14 +223,28 @@ class MooncakeEndpoint:
             return
         finally:
             talk.close_fds()
-        self._add(lane)
         try:
             lane.accept(talk)
             wait_hang_up(sock)
         except PeerError as error:
             _log.error("%s loses a connection. %s", self.name, error)
-        lane.ended = True
-        self._wake()
+        if lane.may_end(sock):
+            lane.ended = True
+            self._wake()
+
+    def _welcome(self, talk: Talk) -> InLane:
+        """The lane of a connection whose sender has proved who it is: a new one, or one that is resumed."""
+        hello = self._greet(talk)
+        if talk.sock.family == socket.AF_UNIX:
+            lane = NeighbourIn(self._identity, hello, self._codec, talk, self._bell)
+        else:
+            for known in self._in:
+                if isinstance(known, RemoteIn) and (known.source, known.stream) == (hello.source, hello.stream):
+                    known.resume(talk.sock)
+                    return known
+            lane = RemoteIn(self._identity, hello, self._codec, talk, self._own_site(), self._epoll)
+        self._add(lane)
+        return lane
 
     def _greet(self, talk: Talk) -> Hello:
         """The acceptor's side of a greeting, but for the last word. PeerError when the peer is not welcome."""
@@ -221,6 +270,7 @@ class MooncakeEndpoint:
                 return
             for other in self._in:
                 if other.source == lane.source:
+                    other.replaced = True
                     other.hang_up()
             self._in = (*self._in, lane)
         self._wake()

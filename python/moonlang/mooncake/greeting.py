@@ -5,7 +5,8 @@
     dialler   Proof    ->           the proof for your nonce; on one host with the ring's memory and a bell
     acceptor       <-  Accepted     on one host with a bell; else where to write to
 
-A proof is a MAC, under the token, of both nonces and all that the Hello says: it fits no other connection and no other direction.
+A proof is a MAC, under the token, of both nonces and all that the Hello says: it fits no other connection, and not the
+other direction.
 Length-prefixed msgpack of these types; everything before the proof is bounded by MAX_BYTES and by the deadline.
 """
 
@@ -62,13 +63,12 @@ class Proof(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Empty on one host. session, address: of the ring at the acceptor's transfer engine. seed: of its checksums.
+    """Empty on one host. session, address: of the ring at the acceptor's transfer engine. tag: see engine.Peer.
     produced, consumed, released: what the acceptor has of this stream already."""
 
     session: str = ""
     address: int = 0
-    tag_bytes: bytes = b""
-    seed: int = 0
+    tag: bytes = b""
     produced: int = 0
     consumed: int = 0
     released: int = 0

@@ -53,6 +53,7 @@ class OutLane:
         self.writer = writer
         self.seq = 0
         self.ready = patient
+        self.instance = b""  # of the peer
         self.up = threading.Event()
         self.ended = ""
         self._identity = identity
@@ -151,6 +152,7 @@ class OutLane:
         except BaseException:
             talk.close_fds()
             raise
+        self.instance = welcome.instance
         return accepted, talk.fds
 
 
@@ -162,6 +164,7 @@ class InLane:
         self.stream = hello.stream
         self.reader = reader
         self.ended = False
+        self.replaced = False  # by a new lane of the same source
         self._name = name
         self._sock = sock
         self._codec = codec
@@ -169,10 +172,16 @@ class InLane:
         self._found: list[Envelope] = []
 
     def read(self, most: int, found: list[Envelope]) -> None:
-        """Append up to `most` messages to `found`. Broken: the lane is of no use any more."""
+        """Append up to `most` messages to `found`. RingError: the lane is of no use any more."""
         self._found = found
-        if self.reader.read(most, self._deliver):
+        before = self.reader.position
+        self.reader.read(most, self._deliver)
+        if self.reader.position != before:
             self.credit()
+
+    def has_more(self) -> bool:
+        """Something is there, or is about to be."""
+        return self.reader.has_more()
 
     def credit(self) -> None:
         """Tell a sender that waits how far the reader has come."""
@@ -185,6 +194,15 @@ class InLane:
     def rest(self) -> None:
         """From now on the sender must ring; a `fence` has to follow, and a look whether there is more."""
         self.reader.words[READER_SLEEPS] = 1
+
+    @property
+    def is_landing(self) -> bool:
+        """Something is about to arrive, and nothing will tell when it has."""
+        return False
+
+    def may_end(self, sock: socket.socket) -> bool:
+        """The connection is gone; False when another one goes on with the lane. May wait for one."""
+        return True
 
     def hang_up(self) -> None:
         """Wake the thread, which then closes the connection. May be called at any time."""

@@ -13,7 +13,7 @@ Words are stored and loaded whole (a memoryview of format Q copies them in one i
 the order of stores and of loads. What it does not keep is a store before a later load: see `fence`.
 
 Everything that is read here was written by another process: sizes and positions are checked against the geometry
-before they are used, and `Broken` ends the connection.
+before they are used, and `RingError` ends the connection.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _REFERENCE: Final = struct.Struct("<QQQQQ")  # position and size in the arena, o
 _barrier = threading.Lock()
 
 
-class Broken(PeerError):
+class RingError(PeerError):
     """What lies in the memory cannot have been written by an honest peer."""
 
 
-class NotLanded(Exception):
+class LandingError(Exception):
     """A body that is referred to has not arrived yet: its checksum does not fit. Try again soon."""
 
 
@@ -88,6 +88,9 @@ class Geometry:
     def piece_bytes(self) -> int:
         """The largest block of the arena; larger messages are cut."""
         return self.arena_bytes // 4
+
+
+DEFAULT_GEOMETRY: Final = Geometry()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ class Writer:
         if at + needed - self._consumed > self._ring_bytes:
             consumed = self.words[CONSUMED]
             if not self._consumed <= consumed <= at:
-                raise Broken(f"The reader claims to be at {consumed}, between {self._consumed} and {at}.")
+                raise RingError(f"The reader claims to be at {consumed}, between {self._consumed} and {at}.")
             self._consumed = consumed
             if at + needed - consumed > self._ring_bytes:
                 return 0
@@ -229,7 +232,7 @@ class Reader:
     def read(self, most: int, deliver: Callable[[memoryview | bytearray], bool]) -> int:
         """Hand up to `most` messages to `deliver`, which must not keep what it is given and says whether it counts.
 
-        The number of those that count. Broken, NotLanded: what came before is delivered, nothing is twice.
+        The number of those that count. RingError, LandingError: what came before is delivered, nothing is twice.
         """
         words, data = self.words, self._bytes
         produced = words[PRODUCED]
@@ -237,7 +240,7 @@ class Reader:
         if produced == at:
             return 0
         if not 0 < produced - at <= self._ring_bytes:
-            raise Broken(f"The writer claims to be at {produced}, the reader is at {at}.")
+            raise RingError(f"The writer claims to be at {produced}, the reader is at {at}.")
         count = 0
         credit_at = at + self._ring_bytes // 4
         try:
@@ -253,7 +256,7 @@ class Reader:
                 elif word == _SKIP << _KIND_SHIFT:
                     at += self._ring_bytes - at % self._ring_bytes
                     if at > produced:
-                        raise Broken("A skip leads beyond the last frame.")
+                        raise RingError("A skip leads beyond the last frame.")
                 else:
                     self._check_frame(at, size, _REFERENCE.size, produced)
                     count += self._read_large(word >> _KIND_SHIFT, start + WORD, size, deliver)
@@ -268,13 +271,13 @@ class Reader:
     def _check_frame(self, at: int, size: int, most: int, produced: int) -> None:
         need = (size + 15) & ~7
         if size > most or need > produced - at or at % self._ring_bytes + need > self._ring_bytes:
-            raise Broken(f"A frame of {size} bytes at {at} does not fit.")
+            raise RingError(f"A frame of {size} bytes at {at} does not fit.")
 
     def _read_large(
         self, kind: int, start: int, size: int, deliver: Callable[[memoryview | bytearray], bool]
     ) -> bool:
         if kind not in (_BLOCK, _PART) or size != _REFERENCE.size:
-            raise Broken(f"A frame of kind {kind} with {size} bytes is unknown.")
+            raise RingError(f"A frame of kind {kind} with {size} bytes is unknown.")
         position, length, at, total, checksum = _REFERENCE.unpack_from(self._bytes, start)
         offset = position % self._arena_bytes
         if (
@@ -284,10 +287,10 @@ class Reader:
             or not at + length <= total <= self._max_bytes
             or (kind == _BLOCK and length != total)
         ):
-            raise Broken(f"A frame refers to {length} bytes at {position} of the arena, {at} of {total}.")
+            raise RingError(f"A frame refers to {length} bytes at {position} of the arena, {at} of {total}.")
         body = self._bytes[self._arena_start + offset : self._arena_start + offset + length]
         if self._checksum is not None and self._checksum(body) != checksum:
-            raise NotLanded
+            raise LandingError
         counts = False
         try:
             if kind == _BLOCK:
@@ -308,7 +311,7 @@ class Reader:
         if at == 0:
             self._partial = bytearray()
         if at != len(self._partial):
-            raise Broken(f"A part begins at {at}, after {len(self._partial)} bytes.")
+            raise RingError(f"A part begins at {at}, after {len(self._partial)} bytes.")
         self._partial += body
         if len(self._partial) < total:
             return False
