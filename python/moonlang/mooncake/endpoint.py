@@ -155,7 +155,7 @@ class MooncakeEndpoint:
             self._epoll.close()
             close(self._bell)
         if self._site is not None:
-            self._site.engine.close()
+            self._site.close()
 
     def _rest(self, found: bool) -> bool:
         """Go to rest: from now on senders must ring. False when one has stored something in the meantime."""

@@ -110,9 +110,9 @@ class Site:
         self.engine = engine
         self.tag = secrets.token_bytes(TAG_BYTES)
         self._memory = ctypes.create_string_buffer(self.tag, TAG_BYTES)
-        address = ctypes.addressof(self._memory)
-        engine.register(address, TAG_BYTES)
-        self.session = engine.session(address)
+        self._tag_address = ctypes.addressof(self._memory)
+        engine.register(self._tag_address, TAG_BYTES)
+        self.session = engine.session(self._tag_address)
         self._free: list[RegisteredMemory] = []
         self._lock = threading.Lock()
 
@@ -130,6 +130,13 @@ class Site:
     def give_back(self, memory: RegisteredMemory) -> None:
         with self._lock:
             self._free.append(memory)
+
+    def close(self) -> None:
+        """All memory has been given back."""
+        for memory in self._free:
+            self.engine.unregister(memory.address)
+        self.engine.unregister(self._tag_address)
+        self.engine.close()
 
 
 class RemoteOut(OutLane):
