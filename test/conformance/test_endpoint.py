@@ -1,11 +1,14 @@
-"""One suite for every Endpoint: inproc, zmq, and both inside the fault wrapper with no faults."""
+"""One suite for every Endpoint: inproc, zmq, mooncake within a host and between transfer engines, and inside the fault
+wrapper with no faults."""
 
 from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -35,9 +38,14 @@ from moonlang.core.sampling import GrammarSpec, SamplingParams
 from moonlang.messaging.faulty import Faults, FaultyEndpoint
 from moonlang.messaging.inproc import Hub, InprocEndpoint
 from moonlang.messaging.zmq import ZmqEndpoint
+from moonlang.mooncake import config, lib, probe
+from moonlang.mooncake.endpoint import MooncakeEndpoint
+from moonlang.mooncake.engine import Engine
+from moonlang.mooncake.ring import Geometry
 
 DEADLINE_NS = 5 * NS_PER_S
 CAPACITY = 8
+SMALL = Geometry(ring_bytes=1 << 16, arena_bytes=1 << 22)
 
 Opener = Callable[[str], Endpoint]
 
@@ -46,17 +54,49 @@ def _wrapped(opener: Opener) -> Opener:
     return lambda name: FaultyEndpoint(opener(name), Faults(seed=1))
 
 
-@pytest.fixture(params=["inproc", "zmq", "faulty+inproc", "faulty+zmq"])
+class Lasting(Engine):
+    """One engine for all tests: to close one takes a second."""
+
+    def close(self) -> None:
+        """It is closed with the process."""
+
+
+@pytest.fixture(scope="session")
+def engines() -> Callable[[], Engine]:
+    """Two real transfer engines in turn; without the wheel the test is skipped."""
+    if fix := lib.how_to_get():
+        pytest.skip(fix)
+    found = config.read({}, probe.hardware(), host="127.0.0.1", ib_device=None, force_tcp=True)
+    return cycle([Lasting(found), Lasting(found)]).__next__
+
+
+BACKENDS = ("inproc", "zmq", "mooncake", "engine")
+
+
+@pytest.fixture(params=[*BACKENDS, *(f"faulty+{name}" for name in BACKENDS[:3])])
 def network(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Opens endpoints named a, b, c of one group, with tiny inboxes and a short send timeout; closes them all."""
     opened: list[Endpoint] = []
     names = ("a", "b", "c")
     hub = Hub(names, capacity=CAPACITY)
     addresses = {name: f"ipc://{tmp_path}/{name}" for name in names}
+    if request.param == "engine":
+        new_engine = request.getfixturevalue("engines")
+        addresses = {name: f"tcp://127.0.0.1:{free_port()}" for name in names}
 
     def plain(name: str) -> Endpoint:
         if request.param.endswith("inproc"):
             return InprocEndpoint(name, hub, send_timeout_ns=50 * NS_PER_MS)
+        if request.param == "engine":
+            return MooncakeEndpoint(
+                name,
+                addresses,
+                geometry=SMALL,
+                send_timeout_ns=100 * NS_PER_MS,
+                new_engine=lambda host: new_engine(),
+            )
+        if request.param.endswith("mooncake"):
+            return MooncakeEndpoint(name, addresses, geometry=SMALL, send_timeout_ns=50 * NS_PER_MS)
         return ZmqEndpoint(name, addresses, capacity=CAPACITY, send_timeout_ns=50 * NS_PER_MS)
 
     opener = _wrapped(plain) if request.param.startswith("faulty") else plain
@@ -69,6 +109,12 @@ def network(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     for endpoint in opened:
         endpoint.close()
     hub.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        return probe_socket.getsockname()[1]
 
 
 def receive(endpoint: Endpoint, count: int) -> list[Envelope]:

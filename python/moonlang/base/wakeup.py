@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 
 from moonlang.base.clock import NS_PER_MS
 
@@ -25,6 +26,12 @@ class Wakeup:
         self.is_set = False
         with contextlib.suppress(BlockingIOError):  # it was not set
             os.eventfd_read(self._fd)
+
+    def wait(self, timeout_ns: int) -> bool:
+        """Sleep until the flag is set (True) or the time is up."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(wait_ms(timeout_ns)))
 
     def fileno(self) -> int:
         return self._fd

@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": ("moonlang.cli.doctor", "check this machine and the model, say how to fix what is wrong"),
     "explain": ("moonlang.cli.explain", "show what the flags of `serve` resolve to, and why"),
     "flags": ("moonlang.cli.flags", "list all flags of SGLang and what becomes of each here"),
+    "bench": ("moonlang.bench.command", "measure this machine: messages between processes"),
     "sim": ("moonlang.sim.main", "run the scheduler under virtual time against its checkers"),
 }
 

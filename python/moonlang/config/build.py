@@ -142,8 +142,9 @@ def _cross_checks(args: ServerArgs) -> Iterable[ConfigError]:
         yield ConfigError("--chunked-prefill-size 0 computes nothing.", hint="Use -1 to turn chunking off.")
     if (args.ssl_keyfile is None) != (args.ssl_certfile is None):
         yield ConfigError("--ssl-keyfile and --ssl-certfile go together.", hint="Give both, or none.")
-    if args.in_process and args.messaging_backend == "zmq":
-        yield ConfigError("--in-process has no use for --messaging-backend zmq.", hint="Leave out one of the two.")
+    if args.in_process and args.messaging_backend in ("zmq", "mooncake"):
+        text = f"--in-process has no use for --messaging-backend {args.messaging_backend}."
+        yield ConfigError(text, hint="Leave out one of the two.")
     if args.messaging_backend == "inproc" and not args.in_process:
         yield ConfigError("--messaging-backend inproc reaches no other process.", hint="Add --in-process.")
     if args.disaggregation_decode_fallback and args.disaggregation_mode != "decode":

@@ -30,6 +30,7 @@ class HostFacts:
 
     cuda: bool = False
     cpu_kernels: str = ""  # their instruction set; "" when they are not installed
+    shared_rings: bool = False  # see config.host.has_shared_rings
     seed: int = SEED
 
 
@@ -92,10 +93,7 @@ def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Ch
     if args.quantization is None and model.quantization is not None:
         choices.append(("quantization", model.quantization.method, "config.json says so"))
     if args.messaging_backend == "auto":
-        backend = "inproc" if args.in_process else "zmq"
-        choices.append(
-            ("messaging_backend", backend, "roles are threads" if args.in_process else "roles are processes")
-        )
+        choices.append(("messaging_backend", *_messaging(args, host)))
     return choices
 
 
@@ -103,6 +101,15 @@ def _kv_dtype(args: ServerArgs, model: ModelConfig) -> tuple[str, str]:
     if args.kv_cache_dtype == "auto":
         return model.dtype, "that of the model"
     return {"bf16": "bfloat16"}.get(args.kv_cache_dtype, args.kv_cache_dtype), "the full name of what was asked for"
+
+
+def _messaging(args: ServerArgs, host: HostFacts) -> tuple[str, str]:
+    """As measured on one host: docs/explanation/messaging.md."""
+    if args.in_process:
+        return "inproc", "roles are threads"
+    if host.shared_rings:
+        return "mooncake", "roles are processes of one host: rings in shared memory take half of zmq's round trip"
+    return "zmq", "rings in shared memory need Linux on x86-64"
 
 
 def _attention(args: ServerArgs, host: HostFacts) -> tuple[str, str]:

@@ -26,6 +26,7 @@ KV_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8")
 POLICIES = ("lpm", "random", "fcfs", "dfs-weight", "lof", "priority")
 PD_MODES = ("null", "prefill", "decode")
 PD_BACKENDS = ("mooncake", "mooncake_tcp", "local", "fake")
+MESSAGING_BACKENDS = ("auto", "mooncake", "zmq", "inproc")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -143,7 +144,7 @@ class ServerArgs:
     enable_request_time_stats_logging: Annotated[bool, Flag("Log the times of every request")] = False
 
     # MoonLang's own
-    messaging_backend: Annotated[str, Flag("How messages travel between roles", ("auto", "zmq", "inproc"))] = "auto"
+    messaging_backend: Annotated[str, Flag("How messages travel between roles", MESSAGING_BACKENDS)] = "auto"
     in_process: Annotated[bool, Flag("Run all roles as threads of one process, for debugging")] = False
     request_timeout_s: Annotated[float | None, Flag("Longest life of a request, then 504", low=0.001)] = None
 

@@ -25,13 +25,19 @@ class Codec:
         except UnicodeEncodeError as error:
             raise RequestError(f"A text cannot be sent: {error}.") from error
         if len(frame) > self._max_bytes:
-            raise PeerError(
-                f"A {type(envelope.body).__name__} of {len(frame)} bytes for {envelope.to!r} is over the limit of "
-                f"{self._max_bytes} bytes."
-            )
+            raise self._too_large(envelope, len(frame))
         return frame
 
-    def decode(self, frame: bytes | memoryview) -> Envelope:
+    def encode_into(self, envelope: Envelope, frame: bytearray) -> None:
+        """The same as `encode`, in place of what `frame` holds: its memory is used again."""
+        try:
+            self._encoder.encode_into(envelope, frame)
+        except UnicodeEncodeError as error:
+            raise RequestError(f"A text cannot be sent: {error}.") from error
+        if len(frame) > self._max_bytes:
+            raise self._too_large(envelope, len(frame))
+
+    def decode(self, frame: bytes | bytearray | memoryview) -> Envelope:
         """The envelope in a frame. PeerError when the frame is too large or not an Envelope."""
         if len(frame) > self._max_bytes:
             raise PeerError(f"A frame of {len(frame)} bytes is over the limit of {self._max_bytes} bytes.")
@@ -39,3 +45,9 @@ class Codec:
             return self._decoder.decode(frame)
         except msgspec.DecodeError as error:
             raise PeerError(f"A frame of {len(frame)} bytes is not a message: {error}.") from error
+
+    def _too_large(self, envelope: Envelope, size: int) -> PeerError:
+        return PeerError(
+            f"A {type(envelope.body).__name__} of {size} bytes for {envelope.to!r} is over the limit of "
+            f"{self._max_bytes} bytes."
+        )

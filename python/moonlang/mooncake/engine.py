@@ -135,6 +135,32 @@ class Engine:
         self._settle(peer)
         raise PeerError(f"The peer {peer.name} does not take {len(left)} of {len(sizes)} writes.")
 
+    def unregister(self, address: int) -> None:
+        """The end of `register`; nothing may be under way any more."""
+        with self._lock:
+            if self._regions.pop(address, None) is not None and self._wheel is not None and self._ready.is_set():
+                self._wheel.unregister_memory(address)
+
+    def reach(self, peer: Peer) -> None:
+        """Before the first `submit`: PeerError unless the one that was meant answers."""
+        self._meet(peer, lambda: None)
+
+    def submit(self, peer: Peer, source: int, target: int, size: int) -> int:
+        """Begin one write of at most MAX_ENTRY_BYTES and return its handle. PeerError: it did not even begin.
+
+        For small writes that are waited for by other means. The caller has few under way, asks for the `status` of
+        each until its end, and leaves the source as it is until then.
+        """
+        handle = self._alive().transfer_submit_write(peer.name, source, target, size)
+        if handle in NO_HANDLES:
+            raise PeerError(f"The peer {peer.name} does not take a write.")
+        return handle
+
+    def status(self, handle: int) -> int:
+        """PENDING, or how a write that was submitted has ended; not to be asked again then."""
+        status = self._alive().transfer_check_status(handle)
+        return FAILED if status not in (PENDING, DONE) else status
+
     def close(self) -> None:
         """Let go of memory and library, which takes it up to a second, and many where a metadata server is gone."""
         if os.getpid() != self._pid:

@@ -16,18 +16,19 @@ from moonlang.base.wakeup import Wakeup
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.seat import Seat
-from moonlang.messaging.zmq import ZmqEndpoint
 from moonlang.roles import lifeline, topology
 from moonlang.roles.heartbeat import Heartbeat
+from moonlang.roles.mailboxes import open_mailbox
 from moonlang.roles.role import create, live
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """All a child is told; written by the parent as JSON into the run directory."""
+    """All a child is told; written by the parent as JSON into the run directory, which nobody else can enter."""
 
     role: str
     parent_pid: int
     addresses: dict[str, str]
+    token: str
     args: ServerArgs
     model: ModelConfig
     seat: Seat | None = None  # among the ranks that compute the model, when there are several
@@ -78,7 +79,7 @@ def main(path: Path) -> int:
 
 
 def _run(job: Job, directory: Path) -> None:
-    endpoint = ZmqEndpoint(job.role, job.addresses)
+    endpoint = open_mailbox(job.args.messaging_backend, job.role, job.addresses, job.token)
     heartbeat = Heartbeat(heartbeat_file(directory, job.role), job.args.watchdog_timeout)
     stop = Wakeup()
     role = create(job.role, job.args, job.model, endpoint, job.seat)

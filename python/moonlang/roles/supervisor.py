@@ -19,11 +19,11 @@ from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Ready
 from moonlang.core.ports import Endpoint
 from moonlang.messaging.inproc import Hub, InprocEndpoint
-from moonlang.messaging.zmq import ZmqEndpoint
 from moonlang.roles import crew, topology
 from moonlang.roles.children import ProcessGroup
 from moonlang.roles.exits import Exit, OnExit, describe
 from moonlang.roles.heartbeat import Heartbeat
+from moonlang.roles.mailboxes import cluster_token, open_mailbox
 from moonlang.roles.process import Job, heartbeat_file, job_file
 from moonlang.roles.run_directory import RunDirectory
 from moonlang.roles.threads import ThreadGroup
@@ -123,13 +123,15 @@ class Cluster:
         addresses = topology.addresses(directory, self._args.tp_size)
         roles = topology.children(self._args.tp_size)
         seats = crew.seats(directory, self._args)
-        self.endpoint = ZmqEndpoint(topology.API, addresses)
+        token = cluster_token()
+        self.endpoint = open_mailbox(self._args.messaging_backend, topology.API, addresses, token)
         for role in roles:
             self._heartbeats[role] = Heartbeat(heartbeat_file(directory, role), self._args.watchdog_timeout)
             job = Job(
                 role=role,
                 parent_pid=os.getpid(),
                 addresses=addresses,
+                token=token,
                 args=self._args,
                 model=model,
                 seat=seats.get(topology.rank(role)),

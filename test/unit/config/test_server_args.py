@@ -58,6 +58,7 @@ def test_json_flags_take_objects():
         ({"ssl_keyfile": "k"}, "--ssl-certfile"),
         ({"messaging_backend": "inproc"}, "--in-process"),
         ({"messaging_backend": "zmq", "in_process": True}, "Leave out"),
+        ({"messaging_backend": "mooncake", "in_process": True}, "Leave out"),
     ],
 )
 def test_what_is_wrong_is_named(values, says):

@@ -33,8 +33,11 @@ def model_folder(tmp_path: Path) -> Path:
     return write_tiny_folder(tmp_path / "model")
 
 
-def arguments(folder: Path, **more) -> tuple[ServerArgs, ModelConfig]:
-    args = ServerArgs.create(model_path=str(folder), load_format="dummy", **more)
+def arguments(folder: Path, *, in_process: bool = False, **more) -> tuple[ServerArgs, ModelConfig]:
+    messages = "inproc" if in_process else "mooncake"
+    args = ServerArgs.create(
+        model_path=str(folder), load_format="dummy", in_process=in_process, messaging_backend=messages, **more
+    )
     return args, load_model_config(str(folder), args)
 
 

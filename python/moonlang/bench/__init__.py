@@ -1,0 +1,1 @@
+"""Measurements that a user can make on the machine at hand: `moonlang bench ...`."""
