@@ -277,9 +277,10 @@ def test_a_damaged_page_makes_room_for_a_good_one(engine: Callable[..., Engine])
 def test_whatever_a_store_raises_is_a_failure_of_that_op(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opener()
     one = Engine(store)
-    monkeypatch.setattr(store, "leading", lambda names: 1 // 0)
-    assert one.do(Probe(keys=tuple(keys(1)))).outcome is Outcome.FAILED
+    monkeypatch.setattr(store, "read", lambda names, pages: 1 // 0)
     assert one.save(keys(1), [0]).count == 1
+    assert one.load(keys(1), [1]).outcome is Outcome.FAILED
+    assert one.do(Probe(keys=tuple(keys(1)))).count == 1
     one.channel.close()
 
 

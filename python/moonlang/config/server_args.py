@@ -114,6 +114,7 @@ class ServerArgs:
     disaggregation_decode_extra_slots: Annotated[int | None, Flag("Requests that wait with pages", low=0)] = None
     num_reserved_decode_tokens: Annotated[int, Flag("Output tokens to keep room for on decode servers", low=0)] = 512
     disaggregation_decode_fallback: Annotated[bool, Flag("Decode prefills by itself when its peer fails")] = False
+    disaggregation_decode_enable_offload_kvcache: Annotated[bool, Flag("Decode keeps its pages in the storage")] = False
     disaggregation_timeout_s: Annotated[float, Flag("Longest wait for the other half", low=0.001)] = 120.0
 
     # Hierarchical cache

@@ -46,6 +46,11 @@ class Keeper:
     def __len__(self) -> int:
         return len(self._queue) + len(self._under_way)
 
+    @property
+    def locks(self) -> list[PrefixRef]:
+        """What it has locked in the tree."""
+        return [kept.ref for kept in [*self._under_way, *self._queue] if kept.ref is not None] + self._owed
+
     def add(self, ref: PrefixRef, run: Sequence[Kept]) -> None:
         """Hand down a run of pages on the path of `ref`, which is locked meanwhile."""
         run = [kept for kept in run if kept.key not in self._keys]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moonlang.base.errors import BugError
-from moonlang.core.lease import Lease
+from moonlang.core.lease import Lease, PrefixRef
 from moonlang.core.page_key import PageKeys
 from moonlang.core.storage import Demote, HostOp, Load, Probe, Promote, Save, StoreOp
 from moonlang.core.ticket import Completion, Outcome
@@ -115,6 +115,11 @@ class Tiers:
     def leases(self) -> list[Lease]:
         """Of the fetches under way."""
         return [fetch.lease for fetch in dict.fromkeys(self._fetches.values())]
+
+    @property
+    def locks(self) -> list[PrefixRef]:
+        """Of pages on their way down."""
+        return self._down_host.locks + self._down_store.locks
 
     def origin(self, fetch: Fetch, cached: int) -> Origin:
         """Of a prefix of `cached` tokens that a request with this fetch has found in the device pool."""

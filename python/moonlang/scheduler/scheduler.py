@@ -52,6 +52,11 @@ class Scheduler:
     def _is_held_outside(self) -> bool:
         return self.peers.holds_memory or self._roster.is_moving
 
+    @property
+    def _receives(self) -> bool:
+        """Pages come from a peer: the lower tiers are asked where they are computed, by the peer."""
+        return self.config.pairing is not None and self.config.pairing.mode == "decode"
+
     def _side(self) -> PairSide:
         pairing = self.config.pairing
         if pairing is None:
@@ -91,7 +96,8 @@ class Scheduler:
 
     def _enqueue(self, request: Request, now_ns: int) -> list[TokenDelta]:
         """Nothing that this instance has to prepare stands in the way any more."""
-        self._roster.prefetch(request, now_ns)
+        if request.peer is None or not self._receives:
+            self._roster.prefetch(request, now_ns)
         if request.peer is not None:
             request.state = State.PAIRING
             return self.peers.enter(request, now_ns)

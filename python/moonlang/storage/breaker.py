@@ -11,7 +11,7 @@ class Breaker:
     """Closed while attempts succeed. `most` failures in a row open it for a while that doubles up to a bound. May be
     asked and told from different threads."""
 
-    def __init__(self, *, most: int = 2, first_ns: int = NS_PER_S, longest_ns: int = 30 * NS_PER_S) -> None:
+    def __init__(self, *, most: int = 2, first_ns: int = NS_PER_S, longest_ns: int = 10 * NS_PER_S) -> None:
         self._most = most
         self._first_ns = first_ns
         self._longest_ns = longest_ns

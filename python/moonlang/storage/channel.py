@@ -230,8 +230,12 @@ class StoreChannel(WorkerChannel[StoreOp]):
         return good, fault
 
     def _save(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, Fault | None]:
-        self._pages.describe(keys, pages)
-        return self._store.write(self._pages.names(keys), pages), None
+        names = self._pages.names(keys)
+        present = self._store.leading(names)  # others have computed them too: no need to sum them up and send them
+        self._pages.describe(keys[present:], pages[present:])
+        if present == len(keys):
+            return present, None
+        return present + self._store.write(names[present:], pages[present:]), None
 
 
 class _Pages:
