@@ -15,22 +15,19 @@ import http.client
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import engines
+import services
 
 HERE = Path(__file__).parent
 SYSTEM, USER, ANSWER = 512, 128, 16  # tokens
-SEGMENT = "4gb"
 
 
 class Talk:
@@ -88,51 +85,6 @@ def again(port: int, prompts: list[list[int]]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def store(folder: Path) -> Iterator[str]:
-    """A Mooncake master and a store service with memory; yields the master's address."""
-    bin_folder = Path(sys.executable).parent
-    port, metrics, service = (engines.free_port() for _ in range(3))
-    config = {
-        "local_hostname": "127.0.0.1",
-        "metadata_server": "P2PHANDSHAKE",
-        "master_server_address": f"127.0.0.1:{port}",
-        "protocol": "tcp",
-        "device_name": "",
-        "global_segment_size": SEGMENT,
-        "local_buffer_size": "16mb",
-    }
-    (folder / "store.json").write_text(json.dumps(config))
-    commands = [
-        [
-            str(bin_folder / "mooncake_master"),
-            f"--rpc_port={port}",
-            "--rpc_address=127.0.0.1",
-            f"--metrics_port={metrics}",
-            "--metrics_host=127.0.0.1",
-            "--default_kv_lease_ttl=500",
-        ],
-        [
-            sys.executable,
-            "-m",
-            "mooncake.mooncake_store_service",
-            f"--config={folder / 'store.json'}",
-            f"--port={service}",
-        ],
-    ]
-    running: list[subprocess.Popen[bytes]] = []
-    try:
-        for index, command in enumerate(commands):
-            with (folder / f"store{index}.log").open("wb") as log:
-                running.append(subprocess.Popen(command, stdout=log, stderr=log))
-            time.sleep(2)
-        yield f"127.0.0.1:{port}"
-    finally:
-        for process in reversed(running):
-            process.kill()
-            process.wait()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, required=True)
@@ -156,8 +108,8 @@ def main() -> int:
         for tier, command in (("device", base), ("host", host)):
             with engines.serving(command, args.model_path, folder / f"{tier}.log") as port:
                 found[tier] = turns(port, talks(), args.turns)
-        with store(folder) as master:
-            extra = json.dumps({"master_server_address": master, "protocol": "tcp", "global_segment_size": 0})
+        with services.store(folder) as store:
+            extra = json.dumps({"master_server_address": store.address, "protocol": "tcp", "global_segment_size": 0})
             shared = f"{base} --enable-hierarchical-cache --hicache-storage-backend mooncake"
             shared += f" --hicache-storage-backend-extra-config '{extra.replace('{', '{{').replace('}', '}}')}'"
             with engines.serving(shared, args.model_path, folder / "store-1.log") as port:

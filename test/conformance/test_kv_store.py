@@ -37,14 +37,20 @@ OPTIONS = StoreOptions(model="org/model", batch_pages=8)
 class Engine:
     """A device pool and a channel to the store under test."""
 
-    def __init__(self, store: PageStore, options: StoreOptions = OPTIONS, **schema: object) -> None:
+    def __init__(
+        self,
+        store: PageStore,
+        options: StoreOptions = OPTIONS,
+        clock: Callable[[], int] = monotonic_ns,
+        **schema: object,
+    ) -> None:
         fields = {"num_layers": 2, "num_kv_heads": 1, "head_dim": 8, "page_size": 16, "dtype": "bfloat16"}
         self.schema = KvSchema(**{**fields, "itemsize": 2, "fingerprint": "weights", **schema})  # type: ignore[arg-type]
         self.pool = np.zeros((PAGES, self.schema.page_bytes), np.uint8)
         region = KvRegion(
             address=self.pool.ctypes.data, stride=self.schema.page_bytes, num_pages=PAGES, schema=self.schema
         )
-        self.channel = StoreChannel(store, options)
+        self.channel = StoreChannel(store, options, clock=clock)
         self.channel.register(region)
 
     def do(self, op: StoreOp) -> Completion:
@@ -186,6 +192,7 @@ def test_a_lying_store_is_never_believed(engine: Callable[..., Engine], fault: s
     reader = engine(lambda store: FaultyStore(store, faults, known=names))
     good = refused = 0
     for _ in range(30):
+        writer.save(keys(16), range(16))  # what was found damaged has been removed
         reader.pool[:] = 0
         done = reader.load(keys(16), range(16))
         np.testing.assert_array_equal(reader.pool[: done.count], content[: done.count])
@@ -221,7 +228,69 @@ def test_a_store_that_hangs_fails_new_ops_at_once(opener: Opener) -> None:
 def test_a_failing_store_is_left_alone_for_a_while(opener: Opener) -> None:
     one = Engine(FaultyStore(opener(), Faults(fail=1.0)))
     assert [one.do(Probe(keys=tuple(keys(1)))).outcome for _ in range(5)] == [Outcome.FAILED] * 5
-    assert one.channel.totals.failures == {"error": 2, "paused": 3}
+    assert one.channel.totals.failures == {"error": 2, "paused": 3}, "what is left alone is not asked"
+    one.channel.close()
+
+
+def test_ops_that_wait_behind_one_that_hangs_fail(opener: Opener) -> None:
+    release = threading.Event()
+    options = StoreOptions(model="m", patience_ns=NS_PER_S // 20)
+    one = Engine(FaultyStore(opener(), Faults(slow=1.0), lambda: bool(release.wait(20)) or None), options)
+    hanging = one.channel.submit(Probe(keys=tuple(keys(1))))
+    behind = one.channel.submit(Save(keys=tuple(keys(1)), pages=(0,)))
+    deadline_ns = monotonic_ns() + DEADLINE_NS
+    done: list[Completion] = []
+    while not done:
+        assert monotonic_ns() < deadline_ns
+        done += one.channel.poll()
+        threading.Event().wait(0.01)
+    assert [(end.ticket, end.outcome) for end in done] == [(behind, Outcome.FAILED)]
+    release.set()
+    while hanging not in [end.ticket for end in done]:
+        assert select.select([one.channel.fileno()], [], [], 20)[0], "the op that hung never completed"
+        done += one.channel.poll()
+    one.channel.close()
+
+
+def test_one_that_lies_is_not_asked_any_more_but_still_written_to(opener: Opener) -> None:
+    one = Engine(FaultyStore(opener(), Faults(flip=1.0)))
+    fill(one, range(4), 1)
+    one.save(keys(4), range(4))
+    for i in range(2):
+        assert one.do(Probe(keys=tuple(keys(4)[i:]))).count == 4 - i
+        assert one.load(keys(4)[i:], range(4, 8 - i)).count == 0
+    assert one.do(Probe(keys=tuple(keys(4)[2:]))).outcome is Outcome.FAILED
+    assert one.save(keys(2, seed=2), range(2)).count == 2
+    assert one.channel.totals.failures == {"checksum": 2, "paused": 1}
+    one.channel.close()
+
+
+def test_a_damaged_page_makes_room_for_a_good_one(engine: Callable[..., Engine]) -> None:
+    one = engine()
+    liar = engine(lambda store: FaultyStore(store, Faults(flip=1.0)))
+    fill(one, [0], 1)
+    one.save(keys(1), [0])
+    assert liar.load(keys(1), [1]).count == 0
+    assert one.do(Probe(keys=tuple(keys(1)))).count == 0
+
+
+def test_whatever_a_store_raises_is_a_failure_of_that_op(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opener()
+    one = Engine(store)
+    monkeypatch.setattr(store, "read", lambda names, pages: 1 // 0)
+    assert one.save(keys(1), [0]).count == 1
+    assert one.load(keys(1), [1]).outcome is Outcome.FAILED
+    assert one.do(Probe(keys=tuple(keys(1)))).count == 1
+    one.channel.close()
+
+
+def test_the_same_complaint_is_logged_once(opener: Opener, caplog: pytest.LogCaptureFixture) -> None:
+    now_ns = [0]
+    one = Engine(FaultyStore(opener(), Faults(fail=1.0)), clock=lambda: now_ns[0])
+    for _ in range(20):
+        one.do(Probe(keys=tuple(keys(1))))
+        now_ns[0] += 2 * NS_PER_S
+    assert len([record for record in caplog.records if "asked for" in record.message]) == 1
     one.channel.close()
 
 

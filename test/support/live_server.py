@@ -7,9 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import httpx
@@ -25,10 +25,18 @@ MODEL_VARIABLE = "MOONLANG_E2E_MODEL"  # another checkpoint than the embedded on
 class LiveProcess:
     """`python -m MODULE` on a free port, logging into `folder`. As a context manager: up inside it.
 
-    ready_path: answers 200 when it is up.
+    ready_path: answers 200 when it is up. environment: on top of that of the tests.
     """
 
-    def __init__(self, folder: Path, module: str, *flags: str, ready_path: str = "/ready") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        module: str,
+        *flags: str,
+        ready_path: str = "/ready",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._environment = environment
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"{module}-{self.port}.log"
@@ -57,7 +65,7 @@ class LiveProcess:
 
     def _started(self) -> subprocess.Popen[bytes]:
         path = os.pathsep.join(filter(None, (str(PACKAGE_FOLDER), os.environ.get("PYTHONPATH"))))
-        environment = {**os.environ, "PYTHONPATH": path}
+        environment = {**os.environ, "PYTHONPATH": path, **self._environment}
         with self.log_path.open("ab") as output:
             return subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
@@ -104,9 +112,9 @@ class LiveProcess:
 class LiveServer(LiveProcess):
     """A server, `python -m moonlang.launch_server`."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, environment: Mapping[str, str] = MappingProxyType({})) -> None:
         model = ["--model-path", os.environ[MODEL_VARIABLE]] if MODEL_VARIABLE in os.environ else []
-        super().__init__(folder, "moonlang.launch_server", *model, *flags)
+        super().__init__(folder, "moonlang.launch_server", *model, *flags, environment=environment)
 
     def load(self) -> dict[str, float]:
         """The scheduler's own numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -81,6 +82,48 @@ def start_master(port: int, metrics_port: int, log: Path, *options: str) -> Mast
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     wait_for_port(port, process)
     return Master(port, metrics_port, process)
+
+
+class StoreService:
+    """A running mooncake_store_service: the memory of a store, in a process of its own."""
+
+    def __init__(self, folder: Path, master: str, segment: str) -> None:
+        self.port = free_ports(1)[0]
+        self._log = folder / f"service-{self.port}.log"
+        config = folder / f"service-{self.port}.json"
+        settings = {
+            "local_hostname": "127.0.0.1",
+            "metadata_server": "P2PHANDSHAKE",
+            "master_server_address": master,
+            "protocol": "tcp",
+            "device_name": "",
+            "global_segment_size": segment,
+            "local_buffer_size": "16mb",
+        }
+        config.write_text(json.dumps(settings))
+        self._command = [sys.executable, "-m", "mooncake.mooncake_store_service", f"--config={config}"]
+        self._command.append(f"--port={self.port}")
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it, again if it has ended."""
+        with self._log.open("ab") as out:
+            self.process = subprocess.Popen(self._command, stdout=out, stderr=subprocess.STDOUT)
+        wait_for_port(self.port, self.process)
+        return self.process
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def store_service(folder: Path, master: str, segment: str) -> Iterator[StoreService]:
+    running = StoreService(folder, master, segment)
+    try:
+        yield running
+    finally:
+        running.kill()
 
 
 @contextmanager

@@ -80,9 +80,22 @@ class WorkerChannel(ABC, Generic[Op]):
             self._let_go()
         self._tickets.close()
 
+    def _fail_queued(self, error: str) -> int:
+        """Fail every op that has not begun; how many there were."""
+        with self._lock:
+            dropped = list(self._queue)
+            self._queue.clear()
+        for ticket, _ in dropped:
+            self._tickets.complete(Completion(ticket, Outcome.FAILED, error=error))
+        return len(dropped)
+
     @property
     def _queued(self) -> int:
         return len(self._queue)
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._queue) or self._began_ns is not None
 
     @property
     def _running_ns(self) -> int:
@@ -97,7 +110,7 @@ class WorkerChannel(ABC, Generic[Op]):
                 if self._closing:
                     return
                 if not self._queue:
-                    continue  # it was cancelled
+                    continue  # it was cancelled, or failed
                 ticket, op = self._queue.popleft()
                 self._began_ns = self._clock()
             try:

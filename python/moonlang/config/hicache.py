@@ -42,14 +42,25 @@ def extra_config(args: ServerArgs) -> dict[str, Any]:
     return found
 
 
-def check(args: ServerArgs) -> None:
+def check(args: ServerArgs, cuda: bool = False) -> None:
     """ConfigError when flags of the hierarchical cache contradict each other or others."""
-    if not args.enable_hierarchical_cache:
+    offloads = args.disaggregation_decode_enable_offload_kvcache
+    if offloads and (args.disaggregation_mode != "decode" or args.hicache_storage_backend is None):
+        raise ConfigError(
+            "--disaggregation-decode-enable-offload-kvcache lets a decode server hand finished turns to a storage.",
+            hint="Use it with --disaggregation-mode decode and --hicache-storage-backend; elsewhere leave it out.",
+        )
+    if not (args.enable_hierarchical_cache or offloads):
         if args.hicache_storage_backend is not None:
             raise ConfigError(
                 "--hicache-storage-backend needs --enable-hierarchical-cache.", hint="Add it, or leave both out."
             )
         return
+    if cuda:
+        raise ConfigError(
+            "--enable-hierarchical-cache works where the device pool is host memory: on a CPU.",
+            hint="Leave it out, or add --device cpu.",
+        )
     if args.disable_radix_cache:
         raise ConfigError(
             "--enable-hierarchical-cache keeps what the prefix cache holds, and --disable-radix-cache turns that off.",

@@ -59,7 +59,7 @@ def resolve_args(
     )
     for name, value, reason in _sizes(args, model, page, cuda):
         choose(name, value, reason)
-    _check(args, model, page)
+    _check(args, model, page, cuda)
     _check_shards(args, model)
     _check_kv_dtype(args, model, chosen.get("attention_backend", args.attention_backend))
     return dataclasses.replace(args, **chosen), reasons
@@ -92,6 +92,8 @@ def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Ch
     choices += [choice for choice in defaults if getattr(args, choice[0]) is None]
     if args.quantization is None and model.quantization is not None:
         choices.append(("quantization", model.quantization.method, "config.json says so"))
+    if args.disaggregation_decode_enable_offload_kvcache and not args.enable_hierarchical_cache:
+        choices.append(("enable_hierarchical_cache", True, "--disaggregation-decode-enable-offload-kvcache needs it"))
     if args.messaging_backend == "auto":
         choices.append(("messaging_backend", *_messaging(args, host)))
     return choices
@@ -140,8 +142,8 @@ def _sizes(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> list[
     return choices
 
 
-def _check(args: ServerArgs, model: ModelConfig, page: int) -> None:
-    hicache.check(args)
+def _check(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> None:
+    hicache.check(args, cuda)
     chunk = args.chunked_prefill_size
     if chunk is not None and chunk > 0 and chunk % page:
         near = max(page, chunk // page * page)

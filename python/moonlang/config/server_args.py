@@ -116,6 +116,7 @@ class ServerArgs:
     num_reserved_decode_tokens: Annotated[int, Flag("Output tokens to keep room for on decode servers", low=0)] = 512
     disaggregation_decode_fallback: Annotated[bool, Flag("Decode prefills by itself when its peer fails")] = False
     disaggregation_layer_groups: Annotated[int, Flag("Parts of a step that leave early; 1: none", low=1)] = 8
+    disaggregation_decode_enable_offload_kvcache: Annotated[bool, Flag("Decode keeps its pages in the storage")] = False
     disaggregation_timeout_s: Annotated[float, Flag("Longest wait for the other half", low=0.001)] = 120.0
 
     # Hierarchical cache

@@ -36,14 +36,20 @@ class Keeper:
         self._most = most_pages
         self._queue: deque[Kept] = deque()
         self._under_way: list[Kept] = []
+        self._owed: list[PrefixRef] = []  # locks of runs whose end is not under way any more: unlocked with the batch
         self._keys: set[bytes] = set()  # queued or under way
-        self.dropped = 0  # pages that found the queue full
+        self.dropped = 0  # pages that found the queue full, or had to leave it
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._keys
 
     def __len__(self) -> int:
         return len(self._queue) + len(self._under_way)
+
+    @property
+    def locks(self) -> list[PrefixRef]:
+        """What it has locked in the tree."""
+        return [kept.ref for kept in [*self._under_way, *self._queue] if kept.ref is not None] + self._owed
 
     def add(self, ref: PrefixRef, run: Sequence[Kept]) -> None:
         """Hand down a run of pages on the path of `ref`, which is locked meanwhile."""
@@ -69,8 +75,24 @@ class Keeper:
     def done(self) -> list[Kept]:
         """The batch under way has been handed over, or has failed: its pages may go."""
         batch, self._under_way = self._under_way, []
+        owed, self._owed = self._owed, []
         for kept in batch:
             self._keys.discard(kept.key)
-            if kept.ref is not None:
-                self._cache.unlock(kept.ref)
+        for ref in [*(kept.ref for kept in batch if kept.ref is not None), *owed]:
+            self._cache.unlock(ref)
         return batch
+
+    def drop_queued(self) -> None:
+        """Let go of what is queued: its memory is needed. The batch under way keeps its locks."""
+        is_cut = bool(self._under_way) and self._under_way[-1].ref is None  # the first run has begun
+        queue, self._queue = self._queue, deque()
+        self.dropped += len(queue)
+        for kept in queue:
+            self._keys.discard(kept.key)
+            if kept.ref is None:
+                continue
+            if is_cut:
+                self._owed.append(kept.ref)
+                is_cut = False
+            else:
+                self._cache.unlock(kept.ref)

@@ -33,6 +33,9 @@ class Known:
         seen = self._absent.get(key)
         return seen is not None and now_ns - seen < self._absent_ns
 
+    def forget_stored(self) -> None:
+        self._present.clear()
+
     def clear(self) -> None:
         self._present.clear()
         self._absent.clear()

@@ -6,6 +6,7 @@ A lease begins as the pages of a locked prefix, grows page by page, shares what 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from moonlang.base.errors import BugError
 from moonlang.core.lease import Lease, PrefixRef
@@ -15,6 +16,14 @@ from moonlang.mem_cache.pool import Owner, PagePool
 from moonlang.mem_cache.radix import RadixCache
 
 
+class Lender(Protocol):
+    """Somebody who locks cached pages for convenience."""
+
+    def give_way(self) -> None:
+        """Unlock what can be unlocked now: memory is needed."""
+        ...
+
+
 class Leases:
     """Grants memory. A `plan` argument names the newest plan in flight that may touch the pages, None if none does."""
 
@@ -22,6 +31,7 @@ class Leases:
         self.page_size = page_size
         self.pool = PagePool(num_pages)
         self.cache = RadixCache(self.pool, page_size, ORDERS[eviction]) if radix else NoCache()
+        self.lender: Lender | None = None
 
     @property
     def capacity_tokens(self) -> int:
@@ -53,10 +63,17 @@ class Leases:
         if missing <= 0:
             return True
         lacking = missing - self.pool.free
+        if lacking > self.cache.evictable_pages:
+            self.call_in()
         if lacking > 0 and (lacking > self.cache.evictable_pages or self.cache.evict(lacking) < lacking):
             return False
         lease.pages += self.pool.take(missing)
         return True
+
+    def call_in(self) -> None:
+        """Have pages unlocked that are locked for convenience."""
+        if self.lender is not None:
+            self.lender.give_way()
 
     def share(self, lease: Lease, tokens: Sequence[int], computed: int, extra_key: str, plan: int | None) -> int:
         """Put the whole pages among the first `computed` tokens into the tree, and lease the tree's pages instead.

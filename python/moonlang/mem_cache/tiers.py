@@ -7,123 +7,32 @@ this file knows that tiers exist, and every failure of a tier is a shorter match
     waiting request --want--> Fetch: promote what the host has, ask the store for what follows, load what it has
     share, admission or memory pressure --keep--> Keeper: demote to the host, save to the store
 
-A request waits for its fetch no longer than computing the same tokens would take (and than the prefetch policy allows);
-a fetch whose request went ahead still ends in the tree.
+What lower tiers hold of the device pool is theirs for convenience: fetches begin only where there is room, and keepers
+let go of what is queued when a request needs the memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import msgspec
 
 from moonlang.base.errors import BugError
-from moonlang.core.lease import Lease
+from moonlang.core.lease import Lease, PrefixRef
 from moonlang.core.page_key import PageKeys
 from moonlang.core.storage import Demote, HostOp, Load, Probe, Promote, Save, StoreOp
 from moonlang.core.ticket import Completion, Outcome
+from moonlang.mem_cache.fetch import Fetch, Judge, Origin
 from moonlang.mem_cache.host import HostDirectory
 from moonlang.mem_cache.keeper import Keeper, Kept
 from moonlang.mem_cache.known import Known
 from moonlang.mem_cache.leases import Leases
 from moonlang.mem_cache.radix import RadixCache
-from moonlang.mem_cache.rates import Rate
+from moonlang.mem_cache.tier_settings import TierConfig, TierStats, TierTotals
 
 _COST_TOKENS = 2048  # a page so far into a prompt costs about twice as much to compute as the first: attention grows
-_LOOK_SHARE = 20  # asking the store may delay a request by this fraction of what computing would take
-_FETCH_SHARE = 2  # fetches may hold this fraction of the device pool
+_FETCH_SHARE = 2  # several fetches may hold this fraction of the device pool; a single one all but _FREE_SHARE
+_KEEP_SHARE = 4  # and what is queued for one tier this one
 _TEND_NS = 20_000_000  # at most so often: it looks at every leaf of the tree
-_FREE_SHARE = 8  # write_back hands pages down when less than this fraction of the device pool is free
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierConfig:
-    """Bounds and policies; times in nanoseconds. host_slots 0: no host tier."""
-
-    host_slots: int = 0
-    store: bool = False
-    write_policy: str = "write_through"  # write_through_selective: at the second use; write_back: when room gets short
-    prefetch_policy: str = "timeout"  # best_effort: never wait for the store; wait_complete: until it has answered
-    threshold_tokens: int = 256  # the store is not asked for fewer
-    timeout_ns: int = 1_000_000_000
-    timeout_ki_token_ns: int = 250_000_000
-    batch_pages: int = 64
-
-
-class TierStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot; all zero without lower tiers. Totals count from the start of the process, in tokens.
-
-    misses: how often the store brought nothing, by reason. dropped: not handed down because too much was queued.
-    """
-
-    host_slots: int = 0
-    host_used: int = 0
-    fetching: int = 0
-    queued_pages: int = 0
-    total_host_tokens: int = 0
-    total_store_tokens: int = 0
-    total_demoted_tokens: int = 0
-    total_saved_tokens: int = 0
-    total_dropped_tokens: int = 0
-    misses: dict[str, int] = {}
-
-
-@dataclass(slots=True)
-class TierTotals:
-    """Counters that only grow, in tokens: what came from where, and why the store brought nothing."""
-
-    host_tokens: int = 0
-    store_tokens: int = 0
-    saved_tokens: int = 0
-    demoted_tokens: int = 0
-    misses: dict[str, int] = field(default_factory=dict)  # by reason
-
-    def miss(self, reason: str) -> None:
-        self.misses[reason] = self.misses.get(reason, 0) + 1
-
-
-@dataclass(slots=True, eq=False)
-class Fetch:
-    """One prefix on its way up. Page indices count from the prompt's first page.
-
-    at: the first page that the device lacked; host_end: the host has the pages before; end: the store those before.
-    """
-
-    tokens: list[int]
-    extra_key: str
-    keys: list[bytes]
-    lease: Lease
-    at: int
-    host_end: int
-    end: int
-    patience_ns: int  # nobody waits for it after that
-    reason: str = ""  # why the store brings nothing
-    started_ns: int = 0
-    host_good: int = 0
-    store_good: int = 0
-    host_pending: bool = False
-    store_pending: bool = False
-
-    @property
-    def is_done(self) -> bool:
-        return not (self.host_pending or self.store_pending)
-
-    @property
-    def good(self) -> int:
-        """Pages of the prompt that are in place without a gap."""
-        if self.at + self.host_good < self.host_end:
-            return self.at + self.host_good
-        return self.host_end + self.store_good
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the cached prefix of a request came from, in tokens; miss: why the store brought nothing."""
-
-    host: int
-    store: int
-    miss: str
+_FREE_SHARE = 8  # this fraction of the device pool is better free; when it is not, write_back hands pages down
 
 
 class Tiers:
@@ -139,7 +48,8 @@ class Tiers:
         self._leases = leases
         self._cache = leases.cache
         self._page_size = leases.page_size
-        most = max(config.batch_pages, leases.pool.capacity // _FETCH_SHARE)
+        leases.lender = self
+        most = max(config.batch_pages, leases.pool.capacity // _KEEP_SHARE)
         self._down_host = Keeper(self._cache, batch_pages=config.batch_pages, most_pages=most)
         self._down_store = Keeper(self._cache, batch_pages=config.batch_pages, most_pages=most)
         self._known = Known()
@@ -150,10 +60,7 @@ class Tiers:
         self._sent_ns: dict[int, int] = {}
         self._next_op = 0
         self._tended_ns = -_TEND_NS
-        self._compute = Rate()
-        self._from_host = Rate()
-        self._from_store = Rate()
-        self._lookup = Rate()
+        self._judge = Judge(config, leases.page_size)
 
     # ---- up
 
@@ -168,42 +75,51 @@ class Tiers:
         if last <= at:
             return None
         names = keys.upto(tokens, last)
-        host = self._worth_promoting(self.host.leading(names[at:]))
-        reason = self._why_not_ask(names, at + host, now_ns)
-        if not host and reason:
+        host = self._judge.worth_promoting(self.host.leading(names[at:]))
+        reason = self._judge.why_not_ask(names, at + host, self._known, now_ns) if self.has_store else "off"
+        scouts = reason == "slow" and self._judge.may_scout(now_ns)
+        if reason and not host and not scouts:
             self.totals.miss(reason)
             return None
-        prefix = self._cache.match(tokens, extra_key, at * size)
-        lease = self._leases.open(prefix)
-        if not self._room(host) or not self._leases.grow(lease, (at + host) * size):
+        lease = self._leases.open(self._cache.match(tokens, extra_key, at * size))
+        fetch = Fetch(tokens[: last * size], extra_key, names, lease, at, at + host, at + host, now_ns, reason, now_ns)
+        if not self._hold(fetch, host):
             self._leases.close(lease, None)
             self.totals.miss("memory")
             return None
-        self._fetched_pages += host
-        fetch = Fetch(tokens[: last * size], extra_key, names, lease, at, at + host, at + host, now_ns, reason, now_ns)
         if host:
             slots = self.host.pin(names[at : at + host])
             fetch.host_pending = True
             self._issue(fetch, Promote(slots=slots, pages=tuple(lease.pages[at:])))
-        if not reason:
-            fetch.store_pending = True
+        if scouts or not reason:
+            fetch.is_scout, fetch.store_pending = scouts, True
             self._issue(fetch, Probe(keys=tuple(names[at + host :])))
-        fetch.patience_ns = now_ns + self._patience_ns(last - at - host)
+        if not scouts:
+            fetch.patience_ns = now_ns + self._judge.look_patience_ns(last - at - host)
         return fetch
 
     def is_holding(self, fetch: Fetch, now_ns: int) -> bool:
         """Whether its request should wait. Copies from the host are always waited for: they take no time."""
         return fetch.host_pending or (fetch.store_pending and now_ns < fetch.patience_ns)
 
-    @property
-    def wake_ns(self) -> int | None:
+    def leave(self, fetch: Fetch) -> None:
+        """Its request has gone ahead, or is gone: what is under way still enters the tree, nothing more is read."""
+        fetch.is_wanted = False
+
+    def wake_ns(self, now_ns: int) -> int | None:
         """When a request stops waiting for the store, if one does."""
-        return min((fetch.patience_ns for fetch in self._fetches.values() if fetch.store_pending), default=None)
+        times = [fetch.patience_ns for fetch in self._fetches.values() if fetch.store_pending]
+        return min((time for time in times if time > now_ns), default=None)
 
     @property
     def leases(self) -> list[Lease]:
         """Of the fetches under way."""
-        return [fetch.lease for fetch in {id(fetch): fetch for fetch in self._fetches.values()}.values()]
+        return [fetch.lease for fetch in dict.fromkeys(self._fetches.values())]
+
+    @property
+    def locks(self) -> list[PrefixRef]:
+        """Of pages on their way down."""
+        return self._down_host.locks + self._down_store.locks
 
     def origin(self, fetch: Fetch, cached: int) -> Origin:
         """Of a prefix of `cached` tokens that a request with this fetch has found in the device pool."""
@@ -217,75 +133,67 @@ class Tiers:
         """Ops are under way whose completions change what can be planned."""
         return bool(self._fetches or self._saves or self._ops)
 
-    def _worth_promoting(self, pages: int) -> int:
-        """`pages`, or 0 when computing them is quicker than copying them."""
-        loading = self._from_host.estimate_ns(pages)
-        if pages and loading and loading > self._compute.estimate_ns(pages * self._page_size):
-            self._from_host.relent()
-            return 0
-        return pages
-
-    def _why_not_ask(self, names: Sequence[bytes], at: int, now_ns: int) -> str:
-        """Empty when the store is to be asked for the pages from `at` on."""
-        pages = len(names) - at
-        if not self.has_store:
-            return "off"
-        if pages == 0:
-            return "complete"
-        if pages * self._page_size < self.config.threshold_tokens:
-            return "short"
-        if self._known.is_absent(names[at], now_ns):
-            return "absent"
-        computing = self._compute.estimate_ns(pages * self._page_size)
-        if computing and self._from_store.estimate_ns(pages) + self._lookup.estimate_ns(1) > computing:
-            self._from_store.relent()
-            self._lookup.relent()
-            return "slow"
-        return ""
-
-    def _patience_ns(self, pages: int) -> int:
-        tokens = pages * self._page_size
-        if self.config.prefetch_policy == "best_effort":
-            return 0
-        limit = self.config.timeout_ns + self.config.timeout_ki_token_ns * tokens // 1024
-        if self.config.prefetch_policy == "wait_complete":
-            return limit
-        computing = self._compute.estimate_ns(tokens)
-        return min(limit, computing // _LOOK_SHARE) if computing else limit
-
-    def _room(self, pages: int) -> bool:
-        """Whether fetches may hold so many device pages more; a single one may hold all that it can get."""
-        return not self._fetched_pages or self._fetched_pages + pages <= self._leases.pool.capacity // _FETCH_SHARE
+    def _hold(self, fetch: Fetch, pages: int) -> bool:
+        """Let the fetch hold so many device pages more, if there is room."""
+        capacity = self._leases.pool.capacity
+        alone = self._fetched_pages == fetch.held
+        limit = capacity - capacity // _FREE_SHARE if alone else capacity // _FETCH_SHARE
+        if self._fetched_pages + pages > limit or pages > self._leases.available_pages:
+            return False
+        if not self._leases.grow(fetch.lease, (len(fetch.lease.pages) + pages) * self._page_size):
+            return False
+        fetch.held += pages
+        self._fetched_pages += pages
+        return True
 
     def _probed(self, fetch: Fetch, done: Completion, now_ns: int) -> None:
-        """The store has said how much it has: load it, if there is room."""
+        """The store has said how much it has: begin to load it."""
         names = fetch.keys[fetch.host_end :]
         if done.outcome is not Outcome.OK:
-            fetch.reason = "failed"
+            self._store_failed(fetch)
             return
         for key in names[: done.count]:
             self._known.stored(key)
-        for key in names[done.count :]:
+        for key in names[done.count :]:  # those behind the first are written again then, so that no gap remains
             self._known.missed(key, now_ns)
         if not done.count:
             fetch.reason = "absent"
             return
-        end = fetch.host_end + done.count
-        if not self._room(done.count) or not self._leases.grow(fetch.lease, end * self._page_size):
+        fetch.end = fetch.host_end + done.count
+        if not fetch.is_scout and fetch.patience_ns > now_ns:
+            latest_ns = fetch.started_ns + self._judge.limit_ns(done.count)
+            fetch.patience_ns = min(now_ns + self._judge.load_patience_ns(done.count), latest_ns)
+        self._load_next(fetch)
+
+    def _load_next(self, fetch: Fetch) -> None:
+        """Load the next batch, unless there is none or nobody wants it any more."""
+        begin = fetch.host_end + fetch.store_good
+        end = min(fetch.end, begin + self._judge.pages_at_once(fetch))
+        has_gap = not fetch.host_pending and fetch.good < begin  # the host's part fell short
+        if begin == end or has_gap or not (fetch.is_wanted or fetch.is_scout):
+            return
+        if not self._hold(fetch, end - begin):
             fetch.reason = "memory"
             return
-        self._fetched_pages += done.count
-        fetch.end = end
+        deadline_ns = fetch.started_ns + self._judge.limit_ns(fetch.end - fetch.host_end)
+        pages = tuple(fetch.lease.pages[begin:end])
         fetch.store_pending = True
-        loading = max(self._from_store.estimate_ns(done.count), self._compute.estimate_ns(done.count * self._page_size))
-        if self.config.prefetch_policy == "timeout" and loading:
-            fetch.patience_ns = min(now_ns + loading, fetch.started_ns + self._limit_ns(done.count))
-        pages = tuple(fetch.lease.pages[fetch.host_end : end])
-        deadline_ns = fetch.started_ns + self._limit_ns(done.count)
-        self._issue(fetch, Load(keys=tuple(names[: done.count]), pages=pages, deadline_ns=deadline_ns))
+        self._issue(fetch, Load(keys=tuple(fetch.keys[begin:end]), pages=pages, deadline_ns=deadline_ns))
 
-    def _limit_ns(self, pages: int) -> int:
-        return self.config.timeout_ns + self.config.timeout_ki_token_ns * pages * self._page_size // 1024
+    def _loaded(self, fetch: Fetch, op: Load, done: Completion, now_ns: int) -> None:
+        fetch.store_good += done.count
+        self.totals.store_tokens += done.count * self._page_size
+        if done.count == len(op.keys):
+            if not fetch.is_scout:
+                self._load_next(fetch)
+            return
+        self._store_failed(fetch)
+        self._known.missed(op.keys[done.count], now_ns)
+
+    def _store_failed(self, fetch: Fetch) -> None:
+        """Who has failed may have lost what it had: nothing is believed to be there."""
+        fetch.reason = "failed"
+        self._known.forget_stored()
 
     def _settle(self, fetch: Fetch) -> None:
         """Share what is in place; when nothing is under way any more, the rest goes back."""
@@ -293,7 +201,7 @@ class Tiers:
         if good > fetch.lease.shared:
             self._leases.share(fetch.lease, fetch.tokens, good * self._page_size, fetch.extra_key, None)
         if fetch.is_done:
-            self._fetched_pages -= fetch.end - fetch.at
+            self._fetched_pages -= fetch.held
             self._leases.close(fetch.lease, None)
             if fetch.reason:
                 self.totals.miss(fetch.reason)
@@ -383,7 +291,7 @@ class Tiers:
             case Promote():
                 fetch.host_pending = False
                 fetch.host_good = done.count
-                self._from_host.sample(done.count, taken_ns)
+                self._judge.promoted(done.count, taken_ns)
                 self.totals.host_tokens += done.count * self._page_size
                 names = fetch.keys[fetch.at : fetch.host_end]
                 for key in names[done.count : done.count + 1]:
@@ -391,23 +299,25 @@ class Tiers:
                 self.host.unpin(names)
             case Probe():
                 fetch.store_pending = False
-                self._lookup.sample(1, taken_ns)
+                self._judge.looked_up(taken_ns)
                 self._probed(fetch, done, now_ns)
             case Load():
                 fetch.store_pending = False
-                fetch.store_good = done.count
-                self._from_store.sample(max(1, done.count), taken_ns)
-                self.totals.store_tokens += done.count * self._page_size
-                if done.count < len(op.keys):
-                    fetch.reason = "failed"
-                    self._known.missed(op.keys[done.count], now_ns)
+                if done.outcome is not Outcome.CANCELLED:
+                    self._judge.loaded(done.count, taken_ns)
+                self._loaded(fetch, op, done, now_ns)
             case _:
                 raise BugError(f"A fetch has no {type(op).__name__}.")
         self._settle(fetch)
 
     def computed(self, tokens: int, ns: int) -> None:
         """So long took the forward of so many prompt tokens."""
-        self._compute.sample(tokens, ns)
+        self._judge.computed(tokens, ns)
+
+    def give_way(self) -> None:
+        """A request needs memory: what is queued to go down is not kept after all."""
+        self._down_host.drop_queued()
+        self._down_store.drop_queued()
 
     def stats(self) -> TierStats:
         """For metrics."""
@@ -440,6 +350,8 @@ class Tiers:
     def _kept(self, keeper: Keeper, op: HostOp | StoreOp, done: Completion) -> None:
         batch = keeper.done()
         if isinstance(op, Save):
+            if done.outcome is not Outcome.OK:
+                self._known.forget_stored()
             for key in op.keys[: done.count]:
                 self._known.stored(key)
             self.totals.saved_tokens += done.count * self._page_size

@@ -22,7 +22,7 @@ from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
 from moonlang.mooncake import lib, probe, store_config
 from moonlang.mooncake.store_config import StoreConfig
-from moonlang.storage.channel import StoreChannel, StoreOptions
+from moonlang.storage.channel import StoreChannel, StoreFullError, StoreOptions
 
 _log = log.get(__name__)
 
@@ -35,6 +35,7 @@ _MEANINGS: Final = {
     -706: "the object is leased",
     -800: "a transfer failed",
     -900: "its master does not answer",
+    -901: "its master does not answer in time",
     -1701: "this tenant is not registered",
 }
 _CONNECT_S = 2.0
@@ -96,7 +97,15 @@ class MooncakeStore:
         count = next((i for i, answer in enumerate(answers) if answer != _OK), len(names))
         if count < len(names) and answers[count] != _NO_SPACE:
             raise _failure("write pages", answers[count])
+        if names and not count:
+            raise StoreFullError("It has no room for more pages.")
         return count
+
+    def discard(self, names: Sequence[str]) -> None:
+        for name in names:
+            answer = self._store.remove(name, True)
+            if answer not in (_OK, _NOT_FOUND):
+                raise _failure("remove a page", answer)
 
     def clear(self, prefix: str) -> None:
         answer = self._store.remove_by_regex(f"^{re.escape(prefix)}.*")
@@ -181,4 +190,4 @@ def _check_reachable(address: str, program: str) -> None:
 
 
 def _failure(what: str, code: int) -> PeerError:
-    return PeerError(f"The Mooncake store cannot {what}: {_MEANINGS.get(code, 'it failed')} (error {code}).")
+    return PeerError(f"It cannot {what}: {_MEANINGS.get(code, 'it failed')} (error {code}).")

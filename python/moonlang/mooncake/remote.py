@@ -48,9 +48,9 @@ from moonlang.mooncake.ring import (
     RELEASED,
     WRITER_WAITS,
     Block,
-    RingError,
     LandingError,
     Reader,
+    RingError,
     Writer,
 )
 from moonlang.mooncake.wheel import DONE, PENDING

@@ -45,6 +45,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "local_buffer_size": "16mb",
     "tenant_id": "default",
 }
+_LEAST_SEGMENT: Final = 16 << 20  # the library refuses less
 _HOW = (
     "Start one with `mooncake_master`, and name it by MOONCAKE_MASTER=HOST:50051 or by "
     '--hicache-storage-backend-extra-config \'{"master_server_address": "HOST:50051"}\'.'
@@ -81,10 +82,16 @@ def read(extra: Mapping[str, Any], environ: Mapping[str, str], hardware: Hardwar
     master = str(values.get("master_server_address", ""))
     if not master and not client:
         raise ConfigError("The Mooncake store needs the address of its master.", hint=_HOW)
+    segment = parse_bytes(_number(values["global_segment_size"]), "global_segment_size")
+    if 0 < segment < _LEAST_SEGMENT:
+        raise ConfigError(
+            f"global_segment_size is {segment} bytes.",
+            hint=f"Use 0 to contribute no memory to the store, or at least {_LEAST_SEGMENT} bytes (16mb).",
+        )
     return StoreConfig(
         transfer=_transfer(values, hardware, host),
         master=master,
-        segment_bytes=parse_bytes(_number(values["global_segment_size"]), "global_segment_size"),
+        segment_bytes=segment,
         buffer_bytes=parse_bytes(_number(values["local_buffer_size"]), "local_buffer_size"),
         tenant=str(values["tenant_id"]),
         client=client,

@@ -22,7 +22,7 @@ from moonlang.core.ports import Endpoint, Executor, GrammarEngine
 from moonlang.core.sampling import GrammarSpec
 from moonlang.core.seat import Seat
 from moonlang.core.ticket import Outcome, Ticket
-from moonlang.mem_cache.tiers import TierConfig
+from moonlang.mem_cache.tier_settings import TierConfig
 from moonlang.model_executor.executor import ThreadExecutor
 from moonlang.model_executor.runner import ModelRunner
 from moonlang.roles import topology
@@ -121,6 +121,9 @@ class SchedulerRole:
         if self._tiers is not None:
             self._tiers.take(now_ns)
         deltas += self._scheduler.expire(now_ns)
+        if self._tiers is not None:
+            self._tiers.carry_out(now_ns)  # a store that is left alone says so at once: nobody waits for it
+            self._tiers.take(now_ns)
         self._submit(now_ns)
         if self._pairing is not None:
             self._pairing.carry_out(now_ns)
@@ -268,6 +271,8 @@ class SchedulerRole:
             self._check_ns = NEVER_NS
         wakes = [self._check_ns if self._scheduler.idle else NEVER_NS]
         wakes += [flush.deadline_ns for flush in self._flushes]
+        if self._tiers is not None:
+            wakes.append(self._tiers.wake_ns(now_ns))
         if self._in_flight and self._hang_ns != NEVER_NS:
             wakes.append(self._last_result_ns + self._hang_ns + 1)
         deadline_ns = self._scheduler.next_wake_ns()

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from moonlang.base import log, registry
-from moonlang.base.clock import NS_PER_S
+from moonlang.base.clock import NS_PER_MS, NS_PER_S
 from moonlang.base.errors import ConfigError
 from moonlang.config.hicache import DEFAULT_RATIO, extra_config
 from moonlang.config.server_args import ServerArgs
@@ -21,13 +21,19 @@ from moonlang.core.kv import KvRegion
 from moonlang.core.ports import HostPool, KvStore
 from moonlang.core.storage import Clear, Demote, HostOp, Promote, StoreOp
 from moonlang.core.ticket import Completion, Outcome, Ticket
-from moonlang.mem_cache.tiers import TierConfig, Tiers
-from moonlang.storage.channel import StoreChannel, StoreOptions, StoreTotals
+from moonlang.mem_cache.tier_settings import TierConfig
+from moonlang.mem_cache.tiers import Tiers
+from moonlang.roles.role import NEVER_NS
+from moonlang.storage.channel import StoreChannel, StoreOptions
 from moonlang.storage.host_pool import HostMemory
+from moonlang.storage.totals import StoreTotals
 
 _log = log.get(__name__)
 
 _GB = 10**9
+_BATCH_BYTES = 32 << 20  # of pages handed down or read at once, so that nobody waits long for a turn
+_BATCH_PAGES = (8, 64)  # the least and the most
+_LOOK_NS = 500 * NS_PER_MS  # so often the store is looked at while it is at work: it may hang
 
 OpenStore = Callable[[StoreOptions], KvStore]
 Control = Callable[[bool, str], None]  # told how a Clear ended
@@ -48,9 +54,10 @@ def tier_config(args: ServerArgs, device: KvRegion, free_bytes: int) -> TierConf
         store=args.hicache_storage_backend is not None,
         write_policy=args.hicache_write_policy,
         prefetch_policy=args.hicache_storage_prefetch_policy,
-        threshold_tokens=int(extra.get("prefetch_threshold", default.threshold_tokens)),
+        threshold_tokens=int(_number(extra, "prefetch_threshold", default.threshold_tokens)),
         timeout_ns=_seconds(extra, "prefetch_timeout_base", default.timeout_ns),
         timeout_ki_token_ns=_seconds(extra, "prefetch_timeout_per_ki_token", default.timeout_ki_token_ns),
+        batch_pages=_batch_pages(page_bytes),
     )
 
 
@@ -102,6 +109,13 @@ class TierChannels:
                     gone = Completion(Ticket(number, ""), Outcome.FAILED, error="The store has been detached.")
                     self._tiers.completed(number, op, gone, now_ns)
 
+    def wake_ns(self, now_ns: int) -> int:
+        """When `take` is to be called although nothing is readable."""
+        if not (self._under_way or self._clears):
+            return NEVER_NS
+        patience_ns = self._tiers.wake_ns(now_ns)
+        return min(now_ns + _LOOK_NS, NEVER_NS if patience_ns is None else patience_ns)
+
     def report(self) -> dict[str, Any]:
         """What the store has done so far, for metrics."""
         totals = self._store.totals if isinstance(self._store, StoreChannel) else StoreTotals()
@@ -144,11 +158,24 @@ class TierChannels:
     def _open(self, backend: str, extra: dict[str, Any]) -> None:
         opener = cast(OpenStore, registry.find("storage", backend).BACKEND)
         model = self._args.served_model_name or os.path.basename(self._args.model_path or "model")
-        store = opener(StoreOptions(model=model, host=self._args.host, extra=extra))
+        batch_pages = self._tiers.config.batch_pages
+        store = opener(StoreOptions(model=model, host=self._args.host, extra=extra, batch_pages=batch_pages))
         store.register(self._device)
         self._epoll.register(store.fileno(), select.EPOLLIN)
         self._store, self.backend = store, backend
 
 
+def _batch_pages(page_bytes: int) -> int:
+    least, most = _BATCH_PAGES
+    return min(most, max(least, _BATCH_BYTES // page_bytes))
+
+
 def _seconds(extra: dict[str, Any], key: str, default_ns: int) -> int:
-    return int(float(extra[key]) * NS_PER_S) if key in extra else default_ns
+    return int(_number(extra, key, default_ns / NS_PER_S) * NS_PER_S)
+
+
+def _number(extra: dict[str, Any], key: str, default: float) -> float:
+    value = extra.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ConfigError(f"{key} is {value!r}.", hint="It must be a number, at least 0.")
+    return value

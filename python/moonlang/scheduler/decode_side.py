@@ -345,6 +345,7 @@ class DecodeSide:
         self._fallbacks += 1
         self._part(room, error)
         request.peer, request.state = None, State.WAITING
+        self._roster.prefetch(request, self._now_ns)
         self._roster.waiting.append(request)
         return []
 

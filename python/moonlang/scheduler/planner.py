@@ -76,6 +76,8 @@ class Planner:
             for request in self._roster.running.values():
                 if _wants_decode(request) and request.scheduled >= len(lease_of(request).pages) * size:
                     need += 1
+            if need > self._memory.coming_pages:
+                self._memory.call_in()
             victim = self._victim() if need > self._memory.coming_pages else None
             if victim is None:
                 return
@@ -162,10 +164,16 @@ class Planner:
 
         Alone it may use everything: `add` has checked that it fits, once no plan in flight holds pages any more.
         """
-        roster = self._roster
-        if not (alone or (roster.slots and roster.has_room(request, lease, self._memory.available_pages))):
+        roster, memory = self._roster, self._memory
+        if alone:
+            return memory.grow(lease, end)
+        if not roster.slots:
             return False
-        return self._memory.grow(lease, end)
+        if not roster.has_room(request, lease, memory.available_pages):
+            memory.call_in()
+            if not roster.has_room(request, lease, memory.available_pages):
+                return False
+        return memory.grow(lease, end)
 
     def _chunk_end(self, start: int, total: int, budget: int) -> int:
         """Where a row of prompt positions from `start` ends: between pages, so that a chunk enters the tree whole."""

@@ -122,6 +122,7 @@ class Roster:
             return
         self.tiers.used(request.tokens, request.extra_key, self._keys(request), cached // self.config.page_size)
         if request.fetch is not None:
+            self.tiers.leave(request.fetch)
             origin = self.tiers.origin(request.fetch, cached)
             request.host_tokens, request.storage_tokens, request.tier_miss = origin.host, origin.store, origin.miss
 

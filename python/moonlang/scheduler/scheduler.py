@@ -13,7 +13,8 @@ from moonlang.core.messages import Generate, TokenDelta
 from moonlang.core.plan import Row, RowResult, StepPlan, StepResult
 from moonlang.core.request import Finish, Request, State
 from moonlang.core.sampling import GrammarSpec
-from moonlang.mem_cache.tiers import Tiers, TierStats
+from moonlang.mem_cache.tier_settings import TierStats
+from moonlang.mem_cache.tiers import Tiers
 from moonlang.scheduler.decode_side import DecodeSide
 from moonlang.scheduler.grammar_gate import GrammarGate
 from moonlang.scheduler.intake import make_request, refusal
@@ -50,6 +51,11 @@ class Scheduler:
 
     def _is_held_outside(self) -> bool:
         return self.peers.holds_memory or self._roster.is_moving
+
+    @property
+    def _receives(self) -> bool:
+        """Pages come from a peer: the lower tiers are asked where they are computed, by the peer."""
+        return self.config.pairing is not None and self.config.pairing.mode == "decode"
 
     def _side(self) -> PairSide:
         pairing = self.config.pairing
@@ -90,7 +96,8 @@ class Scheduler:
 
     def _enqueue(self, request: Request, now_ns: int) -> list[TokenDelta]:
         """Nothing that this instance has to prepare stands in the way any more."""
-        self._roster.prefetch(request, now_ns)
+        if request.peer is None or not self._receives:
+            self._roster.prefetch(request, now_ns)
         if request.peer is not None:
             request.state = State.PAIRING
             return self.peers.enter(request, now_ns)
@@ -160,12 +167,10 @@ class Scheduler:
         return not (self._requests or self._roster.in_flight or self.peers.leases)
 
     def next_wake_ns(self) -> int | None:
-        """When `expire` has something to do although nothing arrives: the nearest deadline."""
+        """When `expire` has something to do although nothing arrives: the nearest deadline. See `tiers` too."""
         times_ns = [r.deadline_ns for r in self._requests.values() if r.deadline_ns is not None] if self._timed else []
         if self.peers.wake_ns is not None:
             times_ns.append(self.peers.wake_ns)
-        if self.tiers is not None and self._roster.waiting and self.tiers.wake_ns is not None:
-            times_ns.append(self.tiers.wake_ns)
         return min(times_ns, default=None)
 
     # ---- plans out and results in
@@ -257,6 +262,8 @@ class Scheduler:
                 self._gate.drop(request)
             case _:  # a matter of the peers alone
                 pass
+        if self.tiers is not None and request.fetch is not None:
+            self.tiers.leave(request.fetch)
         if request.peer is not None:
             self.peers.leave(request, finish, lease)
         request.state, request.finish = State.FINISHED, finish

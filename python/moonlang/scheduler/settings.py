@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from moonlang.core.pairing import KvCard
-from moonlang.mem_cache.tiers import TierConfig, TierStats
+from moonlang.mem_cache.tier_settings import TierConfig, TierStats
 
 NS_PER_MS = 1_000_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from moonlang.core.lease import Lease
+from moonlang.core.lease import Lease, PrefixRef
 from moonlang.core.request import Request
 from moonlang.mem_cache.none import NoCache
 from moonlang.mem_cache.pool import PagePool
@@ -48,7 +48,24 @@ def leases(scheduler: Scheduler) -> list[Lease]:
     """All leases: of requests with and without a slot, and of none."""
     roster = scheduler._roster
     held = [request.lease for request in (*roster.running.values(), *roster.arriving.values())]
-    return [lease for lease in held if lease is not None] + scheduler.peers.leases
+    fetching = scheduler.tiers.leases if scheduler.tiers is not None else []
+    return [lease for lease in held if lease is not None] + scheduler.peers.leases + fetching
+
+
+def locks(scheduler: Scheduler) -> list[PrefixRef]:
+    """Every lock on the prefix tree: one per lease, and those of pages that are on their way down."""
+    going = scheduler.tiers.locks if scheduler.tiers is not None else []
+    return [lease.prefix for lease in leases(scheduler)] + going
+
+
+def is_moving(scheduler: Scheduler) -> bool:
+    """Whether pages are on their way between tiers."""
+    return scheduler._roster.is_moving
+
+
+def is_fetching(scheduler: Scheduler, request: Request, now_ns: int) -> bool:
+    """Whether it waits for what a lower tier has."""
+    return scheduler._roster.is_fetching(request, now_ns)
 
 
 def waits_for(scheduler: Scheduler, instance: str) -> bool:

@@ -1,7 +1,7 @@
 """Run cases: one, many on several cores, and a failing one again and again until little of it is left.
 
-Two kinds of world: `plain`, one server, and `pd`, prefill and decode servers. A seed of `mixed` is of the one or the
-other kind.
+Three kinds of world: `plain`, one server; `pd`, prefill and decode servers; `tiers`, servers with host memory and a
+store that they share. A seed of `mixed` is of one of them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from moonlang.sim.pd.workload import PdCase
 from moonlang.sim.pd.workload import draw as draw_pd
 from moonlang.sim.pd.world import PdWorld
 from moonlang.sim.stage import Checker
+from moonlang.sim.tiers.workload import TierCase
+from moonlang.sim.tiers.workload import draw as draw_tiers
+from moonlang.sim.tiers.world import TierWorld
 from moonlang.sim.violation import Violation
 from moonlang.sim.workload import Case, draw
 from moonlang.sim.world import World
 
 MakeScheduler = Callable[[SchedulerConfig], Scheduler]
-AnyCase = Case | PdCase
-Kind = Literal["plain", "pd"]
-KINDS = ("mixed", "plain", "pd")
+AnyCase = Case | PdCase | TierCase
+Kind = Literal["plain", "pd", "tiers"]
+KINDS = ("mixed", "plain", "pd", "tiers")
 
-_PD_EVERY = 5  # of the seeds of "mixed" one in so many
+_PD_EVERY = 5  # of the seeds of "mixed" one in so many, and as many have tiers
 
 _REPLAY_EVERY = 8  # one case in so many is run twice
 _SHRINK_RUNS = 300
@@ -64,13 +67,14 @@ class Outcome:
 def kind_of(seed: int, kinds: str) -> Kind:
     """The kind of world of a seed, of those in KINDS."""
     if kinds == "mixed":
-        return "pd" if seed % _PD_EVERY == _PD_EVERY - 1 else "plain"
-    return "pd" if kinds == "pd" else "plain"
+        return {_PD_EVERY - 1: "pd", _PD_EVERY - 2: "tiers"}.get(seed % _PD_EVERY, "plain")  # type: ignore[return-value]
+    return kinds  # type: ignore[return-value]
 
 
 def draw_case(seed: int, kind: Kind) -> AnyCase:
     """Case number `seed` of its kind."""
-    return draw_pd(seed) if kind == "pd" else draw(seed)
+    draws: dict[Kind, Callable[[int], AnyCase]] = {"plain": draw, "pd": draw_pd, "tiers": draw_tiers}
+    return draws[kind](seed)
 
 
 def run(
@@ -82,27 +86,42 @@ def run(
     trace: Callable[[str], None] | None = None,
 ) -> Outcome:
     """One case under all checkers, a plain one under those that `watch` makes; `again` adds the replay."""
-    if isinstance(case, PdCase):
-        world = PdWorld(case, pd_checkers.fresh(), make_scheduler, trace)
-    else:
-        world = World(case, watch(), make_scheduler, trace)
+    world: World | PdWorld | TierWorld
+    match case:
+        case PdCase():
+            kind, world = "pd", PdWorld(case, pd_checkers.fresh(), make_scheduler, trace)
+        case TierCase():
+            kind, world = "tiers", TierWorld(case, watch, make_scheduler, trace)
+        case Case():
+            kind, world = "plain", World(case, watch(), make_scheduler, trace)
     failure = None
     try:
         world.run()
         if again:
-            replay.check(PdWorld(case) if isinstance(case, PdCase) else World(case, ()), world.digest)
+            replay.check(_unwatched(case), world.digest)
     except Violation as violation:
         failure = (violation.checker, violation.message)
     except _CRASHES as error:
         failure = ("crash", f"{type(error).__name__}: {error} ({_where(error)})")
     return Outcome(
         seed=case.seed,
-        kind="pd" if isinstance(case, PdCase) else "plain",
+        kind=kind,
         steps=world.steps,
         virtual_ns=world.now_ns,
         digest=world.digest,
         failure=failure,
     )
+
+
+def _unwatched(case: AnyCase) -> World | PdWorld | TierWorld:
+    """The same world without checkers."""
+    match case:
+        case PdCase():
+            return PdWorld(case)
+        case TierCase():
+            return TierWorld(case, list)
+        case Case():
+            return World(case, ())
 
 
 def run_seed(seed: int, kinds: str = "plain") -> Outcome:

@@ -18,6 +18,7 @@ from moonlang.core.request import Finish
 from moonlang.core.sampling import GrammarSpec
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import SchedulerConfig
+from moonlang.sim import inside
 from moonlang.sim.agenda import Agenda
 from moonlang.sim.chain import ChainModel
 from moonlang.sim.client import Client
@@ -31,7 +32,7 @@ _LATE_WAKE = 0.1  # share of steps that begin late, so that several things have 
 
 
 class World:
-    """One case, run once. `make_scheduler` exists for mutants."""
+    """One case, run once. `make_scheduler` exists for mutants, `make_cells` and the hooks for worlds that hold more."""
 
     def __init__(
         self,
@@ -39,10 +40,11 @@ class World:
         checkers: Sequence[Checker[World]],
         make_scheduler: Callable[[SchedulerConfig], Scheduler] = Scheduler,
         trace: Callable[[str], None] | None = None,
+        make_cells: Callable[[int, int], PagedCells] = PagedCells,
     ) -> None:
         config = case.config
         poison = {s.sampling.seed: s.poison_at for s in case.scripts if s.poison_at is not None}
-        cells = PagedCells(config.num_pages, config.page_size)
+        cells = make_cells(config.num_pages, config.page_size)
         self.case = case
         self.scheduler = make_scheduler(config)
         self.pipeline = Pipeline(
@@ -106,12 +108,33 @@ class World:
 
     def run(self) -> None:
         """Until nothing is left to happen; Violation at the first thing that is wrong."""
-        while (next_ns := self._next_ns()) is not None:
-            late_ns = self._rng.randrange(3 * self.case.plan_ns) if self._rng.random() < _LATE_WAKE else 0
-            self._agenda.now_ns = max(self.now_ns, next_ns) + late_ns
-            self._step()
+        while (next_ns := self.next_ns()) is not None:
+            self.go_on(next_ns)
+        self.end()
+
+    def go_on(self, next_ns: int) -> None:
+        """One step, at this time or a little later."""
+        late_ns = self._rng.randrange(3 * self.case.plan_ns) if self._rng.random() < _LATE_WAKE else 0
+        self._agenda.now_ns = max(self.now_ns, next_ns) + late_ns
+        self._step()
+
+    def end(self) -> None:
+        """Nothing is left to happen."""
         for checker in self._checkers:
             checker.at_end(self)
+
+    # ---- hooks
+
+    def arrive(self) -> None:
+        """What comes from elsewhere, before anything is planned."""
+
+    def depart(self) -> None:
+        """What goes elsewhere, when everything is planned."""
+
+    @property
+    def elsewhere_ns(self) -> int | None:
+        """When something comes from there."""
+        return None
 
     # ---- one step
 
@@ -127,21 +150,20 @@ class World:
         for spec in self.scheduler.grammars_wanted():
             self._at(self.now_ns + compile_ns(spec), lambda s=spec: self._compiled(s))
         self._take(self.scheduler.expire(self.now_ns))
+        self.arrive()
         while (plan := self.scheduler.plan(self.now_ns)) is not None:
             self._say("plan  ", plan)
             self._digest.update(msgspec.msgpack.encode(plan))
             self.pipeline.submit(plan, self.now_ns)
             for checker in self._checkers:
                 checker.on_plan(self, plan)
+        self.depart()
         for checker in self._checkers:
             checker.after_step(self)
 
-    def _next_ns(self) -> int | None:
-        times = (
-            self._agenda.next_ns,
-            self.pipeline.next_ns,
-            self.scheduler.next_wake_ns(),
-        )
+    def next_ns(self) -> int | None:
+        """When the next thing happens; None when nothing is left."""
+        times = (self._agenda.next_ns, self.pipeline.next_ns, self.scheduler.next_wake_ns(), self.elsewhere_ns)
         return min((time_ns for time_ns in times if time_ns is not None), default=None)
 
     # ---- what comes from outside
@@ -188,7 +210,7 @@ class World:
             self._finished(client)
 
     def _flush(self) -> None:
-        idle = self.scheduler.idle
+        idle = self.scheduler.idle and not inside.is_moving(self.scheduler)
         done = self.scheduler.flush_cache()
         self._say("flush ", done)
         stats = self.scheduler.stats()

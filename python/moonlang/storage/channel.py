@@ -1,8 +1,8 @@
 """What all stores share: tickets, one worker, deadlines, the manifest of every page, and a circuit breaker.
 
 A backend is a blocking `PageStore` that knows texts and bytes; it may hang, fail or lie. The worker carries out one op
-after the other. While one is overdue, and for a while after failures, new ops fail at once, so a store that is dead or
-slow costs its callers nothing but misses; one op then tries whether it is back.
+after the other. While one is overdue, and for a while after failures, the others fail at once, so a store that is dead,
+slow, full or lying costs its callers nothing but misses; one op then tries whether it is back.
 """
 
 from __future__ import annotations
@@ -13,24 +13,28 @@ from typing import Protocol
 
 import numpy as np
 
-from moonlang.base import log
-from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
+from moonlang.base.clock import NS_PER_MS, monotonic_ns
 from moonlang.base.errors import PeerError
 from moonlang.channels.pages import SUMS, Bytes, of_region, page_sum
 from moonlang.channels.worker import WorkerChannel
 from moonlang.core.kv import KvRegion
 from moonlang.core.storage import Clear, Load, Probe, Save, StoreOp
 from moonlang.core.ticket import Completion, Outcome, Ticket
-from moonlang.storage.manifest import HEADER_BYTES, Manifest
-
-_log = log.get(__name__)
+from moonlang.storage.breaker import Breaker
+from moonlang.storage.manifest import HEADER_BYTES, Fault, Manifest
+from moonlang.storage.totals import Ledger, StoreTotals
 
 _MOST_QUEUED = 64  # ops; the brain has a handful under way
-_CLOSE_S = 5.0
+_AWAY = "The store does not answer in time."
+
+
+class StoreFullError(PeerError):
+    """The store has no room for more pages at the moment."""
 
 
 class PageStore(Protocol):
-    """One backend. Called from one thread; every method may block, and raises PeerError when the store fails.
+    """One backend. Called from one thread; every method may block, and raises PeerError when the store fails, of the
+    kind StoreFullError when there is no room for more pages.
 
     An object is a header and a page under one name. Writing a name that exists is a success and changes nothing.
     """
@@ -54,54 +58,15 @@ class PageStore(Protocol):
         """Write headers[0 .. n) and the pool's pages as objects; how many of the first are there now."""
         ...
 
+    def discard(self, names: Sequence[str]) -> None:
+        """Remove these objects, which are damaged."""
+        ...
+
     def clear(self, prefix: str) -> None:
         """Remove every object whose name begins so."""
         ...
 
     def close(self) -> None: ...
-
-
-class Breaker:
-    """Closed while the store answers. `most` failures in a row open it for a while that doubles up to a bound."""
-
-    def __init__(self, *, most: int = 2, first_ns: int = NS_PER_S, longest_ns: int = 30 * NS_PER_S) -> None:
-        self._most = most
-        self._first_ns = first_ns
-        self._longest_ns = longest_ns
-        self._failures = 0
-        self._pause_ns = first_ns
-        self._until_ns = 0
-
-    def allows(self, now_ns: int) -> bool:
-        """False while it is open. When the pause is over one attempt passes, whose outcome decides."""
-        if self._failures < self._most:
-            return True
-        if now_ns < self._until_ns:
-            return False
-        self._until_ns = now_ns + self._pause_ns
-        return True
-
-    def report(self, good: bool, now_ns: int) -> None:
-        """Outcome of an attempt."""
-        if good:
-            self._failures = 0
-            self._pause_ns = self._first_ns
-            return
-        self._failures += 1
-        if self._failures >= self._most:
-            self._until_ns = now_ns + self._pause_ns
-            self._pause_ns = min(2 * self._pause_ns, self._longest_ns)
-
-
-@dataclass(slots=True)
-class StoreTotals:
-    """For metrics; written by the worker, read by anybody. Latency is that of whole ops."""
-
-    loaded_bytes: int = 0
-    saved_bytes: int = 0
-    ops: int = 0
-    busy_ns: int = 0
-    failures: dict[str, int] = field(default_factory=dict)  # by cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,15 +86,21 @@ class StoreOptions:
 
 
 class StoreChannel(WorkerChannel[StoreOp]):
-    """A KvStore around a PageStore. Owned by one thread."""
+    """A KvStore around a PageStore. Owned by one thread, which polls at least every `patience_ns` while ops are under
+    way: then those are failed that wait behind one that hangs."""
 
     def __init__(self, store: PageStore, options: StoreOptions, *, clock: Callable[[], int] = monotonic_ns) -> None:
-        super().__init__(store.name, clock)
-        self.totals = StoreTotals()
+        super().__init__(f"store-{store.name}", clock)
+        self._ledger = Ledger(store.name, clock)
         self._store = store
         self._options = options
-        self._breaker = Breaker()
+        self._breakers: dict[type[StoreOp], Breaker] = {kind: Breaker() for kind in (Probe, Load, Save, Clear)}
         self._pages: _Pages
+
+    @property
+    def totals(self) -> StoreTotals:
+        """A snapshot."""
+        return self._ledger.snapshot()
 
     def register(self, device: KvRegion) -> None:
         pool = of_region(device)
@@ -138,73 +109,109 @@ class StoreChannel(WorkerChannel[StoreOp]):
         self._pages = _Pages(pool, headers, device, self._options.model)
 
     def submit(self, op: StoreOp) -> Ticket:
-        cause = self._why_not()
+        cause = self._why_not(op)
         if not cause:
             return super().submit(op)
         ticket = self._tickets.issue()
-        self._count(cause)
-        self._tickets.complete(Completion(ticket, Outcome.FAILED, error="The store does not answer in time."))
+        self._ledger.failed(cause)
+        self._tickets.complete(Completion(ticket, Outcome.FAILED, error=_AWAY))
         return ticket
 
-    def _why_not(self) -> str:
+    def poll(self) -> Sequence[Completion]:
+        if self._is_overdue:
+            self._give_up_queued("overdue")
+        return super().poll()
+
+    def _why_not(self, op: StoreOp) -> str:
         """Why an op fails without being tried; empty when it is to be tried."""
-        if self._running_ns > self._options.patience_ns:
+        if self._is_overdue:
+            self._ledger.complain("overdue", f"An operation has taken {self._running_ns // NS_PER_MS} ms so far.")
             return "overdue"
         if self._queued >= _MOST_QUEUED:
             return "queue full"
-        return "" if self._breaker.allows(self._clock()) else "paused"
+        now_ns = self._clock()
+        # A store whose pages are late or wrong is not asked for them; a Load follows a Probe that was let through.
+        kinds = {Probe: (Probe, Load), Load: (), Save: (Save,), Clear: ()}[type(op)]
+        open_ones = [self._breakers[kind] for kind in kinds if not self._breakers[kind].is_closed]
+        if open_ones and (self._is_busy or any(breaker.is_paused(now_ns) for breaker in open_ones)):
+            return "paused"
+        for breaker in open_ones:
+            breaker.attempt(now_ns)
+        return ""
+
+    @property
+    def _is_overdue(self) -> bool:
+        return self._running_ns > self._options.patience_ns
+
+    def _give_up_queued(self, cause: str) -> None:
+        count = self._fail_queued(_AWAY)
+        if count:
+            self._ledger.failed(cause, count)
 
     # ---- in the worker
 
     def _carry_out(self, ticket: Ticket, op: StoreOp) -> Completion:
         began_ns = self._clock()
-        done = self._attempt(ticket, op, began_ns)
+        if isinstance(op, Load) and began_ns >= op.deadline_ns:
+            self._ledger.failed("late")
+            return Completion(ticket, Outcome.CANCELLED, error="The request did not wait so long.")
+        done, good = self._attempt(ticket, op)
         now_ns = self._clock()
-        self.totals.ops += 1
-        self.totals.busy_ns += now_ns - began_ns
-        in_time = now_ns - began_ns <= self._options.patience_ns
-        self._breaker.report(done.outcome is Outcome.OK and in_time, now_ns)
+        self._ledger.carried_out(now_ns - began_ns)
+        if now_ns - began_ns > self._options.patience_ns:
+            self._ledger.complain("slow", f"A {type(op).__name__} took {(now_ns - began_ns) // NS_PER_MS} ms.")
+            good = False
+        self._report(op, good, now_ns)
         return done
+
+    def _report(self, op: StoreOp, good: bool, now_ns: int) -> None:
+        breaker = self._breakers[type(op)]
+        if not breaker.report(good, now_ns):
+            return
+        if breaker.is_closed:
+            self._ledger.recovered(f"It is used again: a {type(op).__name__} has succeeded.")
+        else:
+            self._give_up_queued("paused")
 
     def _let_go(self) -> None:
         self._store.close()
 
-    def _attempt(self, ticket: Ticket, op: StoreOp, now_ns: int) -> Completion:
+    def _attempt(self, ticket: Ticket, op: StoreOp) -> tuple[Completion, bool]:
+        """(completion, whether the store did what it should)."""
         try:
-            if isinstance(op, Load) and now_ns >= op.deadline_ns:
-                self._count("late")
-                return Completion(ticket, Outcome.CANCELLED, error="The request did not wait so long.")
             count, fault = self._do(op)
-        except PeerError as error:
-            self._count("error")
-            _log.warning("The KV store failed: %s", error)
-            return Completion(ticket, Outcome.FAILED, error=str(error))
-        if fault:
-            self._count("refused")
-            _log.warning("A page from the KV store is not used: %s.", fault)
+        except StoreFullError as error:
+            self._ledger.complain("full", str(error))
+            return Completion(ticket, Outcome.FAILED, error=str(error)), False
+        except Exception as error:  # noqa: BLE001 - libraries and classes of users raise anything; all of it is a miss
+            self._ledger.complain("error", str(error) or type(error).__name__)
+            return Completion(ticket, Outcome.FAILED, error=str(error)), False
+        if fault is not None:
+            self._ledger.complain(fault.name.lower(), f"A page is not used: {fault}.")
         moved = count * self._pages.page_bytes
         if isinstance(op, Load):
-            self.totals.loaded_bytes += moved
+            self._ledger.moved(loaded=moved)
         elif isinstance(op, Save):
-            self.totals.saved_bytes += moved
-        return Completion(ticket, Outcome.OK, count, moved if isinstance(op, Load | Save) else 0, fault)
+            self._ledger.moved(saved=moved)
+        bytes_moved = moved if isinstance(op, Load | Save) else 0
+        return Completion(ticket, Outcome.OK, count, bytes_moved, str(fault or "")), fault is None
 
-    def _do(self, op: StoreOp) -> tuple[int, str]:
+    def _do(self, op: StoreOp) -> tuple[int, Fault | None]:
         """(leading pages that are good, why the next one is not)."""
         match op:
             case Probe():
-                return self._store.leading(self._pages.names(op.keys)), ""
+                return self._store.leading(self._pages.names(op.keys)), None
             case Load():
                 return self._in_batches(op, self._load)
             case Save():
                 return self._in_batches(op, self._save)
             case Clear():
                 self._store.clear(self._pages.prefix)
-                return 0, ""
+                return 0, None
 
     def _in_batches(
-        self, op: Load | Save, move: Callable[[Sequence[bytes], Sequence[int]], tuple[int, str]]
-    ) -> tuple[int, str]:
+        self, op: Load | Save, move: Callable[[Sequence[bytes], Sequence[int]], tuple[int, Fault | None]]
+    ) -> tuple[int, Fault | None]:
         step = self._options.batch_pages
         total = 0
         for at in range(0, len(op.keys), step):
@@ -213,18 +220,22 @@ class StoreChannel(WorkerChannel[StoreOp]):
             total += count
             if count < len(keys):
                 return total, fault
-        return total, ""
+        return total, None
 
-    def _load(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, str]:
+    def _load(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, Fault | None]:
         count = self._store.read(self._pages.names(keys), pages)
-        return self._pages.verify(keys[:count], pages[:count])
+        good, fault = self._pages.verify(keys[:count], pages[:count])
+        if fault is not None:  # objects are never replaced: the page computed instead can only enter when it is gone
+            self._store.discard(self._pages.names(keys[good : good + 1]))
+        return good, fault
 
-    def _save(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, str]:
-        self._pages.describe(keys, pages)
-        return self._store.write(self._pages.names(keys), pages), ""
-
-    def _count(self, cause: str) -> None:
-        self.totals.failures[cause] = self.totals.failures.get(cause, 0) + 1
+    def _save(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, Fault | None]:
+        names = self._pages.names(keys)
+        present = self._store.leading(names)  # others have computed them too: no need to sum them up and send them
+        self._pages.describe(keys[present:], pages[present:])
+        if present == len(keys):
+            return present, None
+        return present + self._store.write(names[present:], pages[present:]), None
 
 
 class _Pages:
@@ -247,10 +258,10 @@ class _Pages:
             header = self._manifest.header(key, page_sum(self._pool[page]))
             self._headers[i] = np.frombuffer(header, np.uint8)
 
-    def verify(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, str]:
+    def verify(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, Fault | None]:
         """(how many of the first pages may be used, why the next may not)."""
         for i, (key, page) in enumerate(zip(keys, pages, strict=True)):
             fault = self._manifest.fault(self._headers[i].tobytes(), key, page_sum(self._pool[page]))
-            if fault:
+            if fault is not None:
                 return i, fault
-        return len(keys), ""
+        return len(keys), None

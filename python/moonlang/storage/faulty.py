@@ -67,6 +67,10 @@ class FaultyStore:
         self._known += names
         return self._store.write(names, pages)
 
+    def discard(self, names: Sequence[str]) -> None:
+        self._call()
+        self._store.discard(names)
+
     def clear(self, prefix: str) -> None:
         self._call()
         self._store.clear(prefix)

@@ -75,6 +75,10 @@ class FileStore:
             self._clear_up()
         return len(names)
 
+    def discard(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._path(name).unlink(missing_ok=True)
+
     def clear(self, prefix: str) -> None:
         for path, _, _ in self._files():
             if path.name.startswith(prefix):

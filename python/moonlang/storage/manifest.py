@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from enum import StrEnum
 
 from moonlang.core.page_key import KEY_BYTES
 
@@ -15,6 +16,17 @@ HEADER_BYTES = 128
 _LAYOUT = struct.Struct("<8sQ32s32s8sQ")  # magic, page bytes, schema digest, key, checksum method, checksum
 _CRC = struct.Struct("<I")
 _MAGIC = b"MLpage\x00\x01"
+
+
+class Fault(StrEnum):
+    """Why a page must not be used. The names are metric labels, in small letters."""
+
+    HEADER = "its header is damaged"
+    VERSION = "it was written by another version"
+    SCHEMA = "it belongs to another model, dtype, layout or shard"
+    KEY = "it is another page"
+    METHOD = "its checksum was taken by a method that is not available here"
+    CHECKSUM = "its checksum does not hold"
 
 
 class Manifest:
@@ -31,21 +43,21 @@ class Manifest:
         body = _LAYOUT.pack(_MAGIC, self._page_bytes, self._digest, key, self._method, checksum)
         return (body + _CRC.pack(zlib.crc32(body))).ljust(HEADER_BYTES, b"\0")
 
-    def fault(self, header: bytes, key: bytes, checksum: int) -> str:
-        """Why a page that was read with this header must not be used; empty when it may.
+    def fault(self, header: bytes, key: bytes, checksum: int) -> Fault | None:
+        """Why a page that was read with this header must not be used; None when it may.
 
         checksum: of the bytes as they lie in memory now.
         """
         body = header[: _LAYOUT.size]
         if len(header) < HEADER_BYTES or _CRC.unpack_from(header, _LAYOUT.size)[0] != zlib.crc32(body):
-            return "its header is damaged"
+            return Fault.HEADER
         magic, size, digest, stored_key, method, stored = _LAYOUT.unpack(body)
         if magic != _MAGIC:
-            return "it was written by another version"
+            return Fault.VERSION
         if digest != self._digest or size != self._page_bytes:
-            return "it belongs to another model, dtype, layout or shard"
+            return Fault.SCHEMA
         if stored_key != key:
-            return "it is another page"
+            return Fault.KEY
         if method != self._method:
-            return "its checksum was taken by a method that is not available here"
-        return "" if stored == checksum else "its checksum does not hold"
+            return Fault.METHOD
+        return None if stored == checksum else Fault.CHECKSUM

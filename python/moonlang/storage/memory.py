@@ -53,6 +53,10 @@ class MemoryStore:
             self._objects.popitem(last=False)
         return len(names)
 
+    def discard(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._objects.pop(name, None)
+
     def clear(self, prefix: str) -> None:
         for name in [name for name in self._objects if name.startswith(prefix)]:
             del self._objects[name]

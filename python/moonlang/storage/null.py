@@ -26,6 +26,9 @@ class NullStore:
     def write(self, names: Sequence[str], pages: Sequence[int]) -> int:
         return len(names)
 
+    def discard(self, names: Sequence[str]) -> None:
+        pass
+
     def clear(self, prefix: str) -> None:
         pass
 

@@ -10,9 +10,11 @@ import pytest
 from moonlang.core.page_key import PageKeys
 from moonlang.core.storage import Demote, HostOp, Load, Probe, Promote, Save, StoreOp
 from moonlang.core.ticket import Completion, Outcome, Ticket
+from moonlang.mem_cache.fetch import Fetch
 from moonlang.mem_cache.leases import Leases
 from moonlang.mem_cache.radix import RadixCache
-from moonlang.mem_cache.tiers import Fetch, TierConfig, Tiers
+from moonlang.mem_cache.tier_settings import TierConfig
+from moonlang.mem_cache.tiers import Tiers
 
 SIZE = 4
 MS = 1_000_000
@@ -78,6 +80,7 @@ class World:
 
     def check(self) -> None:
         self.tiers.check()
+        self.check_store()
         self.leases.check(self.tiers.leases, idle=False)
         cache = self.leases.cache
         assert isinstance(cache, RadixCache)
@@ -85,6 +88,9 @@ class World:
             ref = cache.match(tokens, extra_key, len(tokens))
             keys = PageKeys(SIZE, extra_key).upto(tokens, len(tokens) // SIZE)
             assert [self.device[page] for page in cache.pages(ref)] == keys, "a page of the tree holds other bytes"
+
+    def check_store(self) -> None:
+        assert all(key == content for key, content in self.store.items()), "the store holds other bytes"
 
     def _carry_out(self, op: HostOp | StoreOp, fail_from: int | None) -> int:
         match op:
@@ -228,24 +234,107 @@ def test_write_back_keeps_when_room_gets_short() -> None:
     assert world.store
 
 
-def test_a_slow_store_is_not_waited_for_longer_than_computing_takes() -> None:
-    world = World(both(host_slots=0, prefetch_policy="timeout"))
-    world.tiers.computed(100, 100 * MS)  # 1 ms a token: 24 tokens take 24 ms
+SLOW = both(host_slots=0, prefetch_policy="timeout")
+
+
+def slow_world() -> World:
+    """Computing takes 10 ms a token, 240 ms for the prompt that only the store has."""
+    world = World(SLOW)
+    world.tiers.computed(100, 1000 * MS)
     world.compute(prompt(1, 6))
     world.drain()
     world.leases.cache.evict(100)
+    return world
+
+
+def test_a_slow_store_is_not_waited_for_longer_than_computing_takes() -> None:
+    world = slow_world()
     fetch = world.want(prompt(1, 6))
     assert fetch is not None
     world.submit()
-    assert world.tiers.is_holding(fetch, world.now_ns)
-    assert not world.tiers.is_holding(fetch, world.now_ns + 24 * MS // 20)
+    assert world.tiers.is_holding(fetch, world.now_ns), "it is asked"
+    assert world.tiers.wake_ns(world.now_ns) == 20 * MS
+    assert not world.tiers.is_holding(fetch, 20 * MS)
+    assert world.tiers.wake_ns(20 * MS) is None, "a time that is over wakes nobody: the driver would spin"
     world.finish()
     world.submit()
+    assert world.tiers.is_holding(fetch, 239 * MS), "it has it all, and nothing is known of its speed"
+    assert not world.tiers.is_holding(fetch, 240 * MS)
     world.now_ns += 500 * MS
     world.finish()
     world.leases.cache.evict(100)
-    assert world.want(prompt(1, 6)) is None, "the store was slower than computing"
+    scout = world.want(prompt(1, 6))
+    assert scout is not None
+    assert not world.tiers.is_holding(scout, world.now_ns), "it was slower than computing: it is tried, not waited for"
+    assert world.want(prompt(1, 6)) is None
     assert world.tiers.totals.misses["slow"] == 1
+
+
+def test_a_store_that_has_become_quick_is_waited_for_again() -> None:
+    world = slow_world()
+    for taken_ms in (5000, *[1] * 12):
+        world.want(prompt(1, 6))
+        while True:
+            world.submit()
+            if not world.under_way:
+                break
+            world.now_ns += taken_ms * MS
+            world.finish()
+        world.leases.cache.evict(100)
+        world.now_ns += 1000 * MS
+    fetch = world.want(prompt(1, 6))
+    assert fetch is not None
+    assert world.tiers.is_holding(fetch, world.now_ns)
+
+
+def test_what_nobody_waits_for_is_not_read_further() -> None:
+    first = World(both(host_slots=0, batch_pages=2))
+    first.compute(prompt(1, 6))
+    first.drain()
+    world = World(both(host_slots=0, batch_pages=2), store=first.store)
+    fetch = world.want(prompt(1, 6))
+    assert fetch is not None
+    for _ in range(2):  # the question, and a first batch
+        world.submit()
+        world.finish()
+    world.check()
+    assert world.leases.cache.match_length(prompt(1, 6), "", 100) == 2 * SIZE, "what has come is shared at once"
+    world.submit()
+    world.tiers.leave(fetch)
+    world.drain()
+    assert world.leases.cache.match_length(prompt(1, 6), "", 100) == 4 * SIZE
+    world.leases.check([], idle=True)
+
+
+def test_requests_get_the_memory_that_is_queued_to_go_down() -> None:
+    world = World(both(host_slots=0, batch_pages=2), num_pages=17)
+    world.compute(prompt(1, 6))
+    world.submit()  # two pages are on their way, two more in the queue, two found it full
+    lease = world.leases.open(world.leases.cache.match([], "", 0))
+    assert world.leases.grow(lease, 10 * SIZE)
+    assert not world.leases.grow(lease, 11 * SIZE), "what is being read stays, with all before it"
+    assert world.leases.cache.match_length(prompt(1, 6), "", 100) == 6 * SIZE
+    world.finish()
+    world.check_store()
+    assert world.leases.grow(lease, 16 * SIZE)
+    world.leases.close(lease, None)
+    world.drain()
+    world.leases.check([], idle=True)
+    assert len(world.store) == 2
+
+
+def test_a_store_that_has_failed_is_told_everything_again() -> None:
+    world = World(both(host_slots=0))
+    world.compute(prompt(1, 4))
+    world.drain()
+    world.store.clear()  # its master was restarted
+    world.want(prompt(2, 4))
+    world.submit()
+    world.finish(fail_from=0)
+    world.leases.cache.evict(100)
+    world.compute(prompt(1, 4))
+    world.drain()
+    assert len(world.store) == 4
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -269,6 +358,8 @@ def test_no_order_of_events_and_no_failure_mixes_up_bytes(seed: int) -> None:
                 world.submit()
             case 3 if world.under_way:
                 world.finish(rng.randrange(len(world.under_way)), rng.choice([None, None, None, 0, 1, 2]))
+            case 4 if rng.random() < 0.1:
+                world.tiers.give_way()
             case 4:
                 world.leases.cache.evict(rng.randrange(4))
                 if rng.random() < 0.05:

@@ -58,6 +58,7 @@ def test_a_client_of_the_host_needs_no_master() -> None:
         ({}, "mooncake_master"),
         ({"master_server_address": "m:1", "speed": "high"}, "speed"),
         ({"master_server_address": "m:1", "global_segment_size": "much"}, "global_segment_size"),
+        ({"master_server_address": "m:1", "global_segment_size": "8mb"}, "16mb"),
         ({"master_server_address": "m:1", "protocol": "rdma"}, "libibverbs"),
         ({"master_server_address": "m:1", "metadata_server": "nonsense"}, "nonsense"),
     ],

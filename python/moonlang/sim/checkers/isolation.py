@@ -37,5 +37,9 @@ class Isolation(Watch[Stage]):
             self._keys.update(dict.fromkeys(table[first : last + 1], request.extra_key))
 
     def arrived(self, page: int, key: str) -> None:
-        """Another server has written to this page for a request of this key."""
+        """Another server, or a lower tier, has written to this page for a request of this key."""
         self._keys[page] = key
+
+    def key_of(self, page: int) -> str:
+        """Of its last writer."""
+        return self._keys[page]

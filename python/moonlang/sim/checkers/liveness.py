@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moonlang.base.clock import NS_PER_MS
+from moonlang.sim import inside
 from moonlang.sim.checkers.watch import Watch
 from moonlang.sim.violation import Violation
 from moonlang.sim.world import World
@@ -28,7 +29,8 @@ class Liveness(Watch[World]):
 
     def after_step(self, world: World) -> None:
         stats = world.scheduler.stats()
-        if not len(world.pipeline) and stats.num_running + stats.num_waiting:
+        blocked = stats.num_running + stats.num_waiting and not inside.is_moving(world.scheduler)
+        if not len(world.pipeline) and blocked:
             raise Violation(
                 _NAME, f"nothing is in flight while {stats.num_running} run and {stats.num_waiting} requests wait"
             )

@@ -24,6 +24,8 @@ class Order(Watch[Stage]):
         by_epoch = {request.epoch: request for request in running}
         admitted = [by_epoch[start.epoch] for start in plan.starts if not comes_complete(start, plan)]
         for waiting in inside.waiting(stage.scheduler):
+            if inside.is_fetching(stage.scheduler, waiting, stage.now_ns):
+                continue
             passed = [r for r in admitted if _rank(waiting, config) < _rank(r, config)]
             if passed and not any(_shares(waiting, r, config) for r in running):
                 raise Violation(_NAME, f"{passed[0].rid} is admitted while {waiting.rid} waits, which comes first")

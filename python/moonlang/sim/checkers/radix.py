@@ -45,10 +45,10 @@ def check_tree(stage: Stage) -> None:
 
 
 def _holders(stage: Stage) -> dict[int, int]:
-    """Node id -> leases whose prefix goes through it."""
+    """Node id -> locked prefixes that go through it."""
     holders: dict[int, int] = {}
-    for lease in inside.leases(stage.scheduler):
-        node: Node | None = lease.prefix.node
+    for prefix in inside.locks(stage.scheduler):
+        node: Node | None = prefix.node
         while node is not None:
             holders[node.id] = holders.get(node.id, 0) + 1
             node = node.parent
