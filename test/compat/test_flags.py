@@ -216,6 +216,8 @@ ACCEPTED = [
     "--model-path M --disaggregation-mode null --disaggregation-transfer-backend mooncake --moe-a2a-backend none",
     "--model-path M --disaggregation-mode prefill --disaggregation-transfer-backend mooncake "
     "--disaggregation-ib-device mlx5_0",
+    "--model-path Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4 --disaggregation-mode decode --port 30001 --base-gpu-id 2 "
+    "--host 192.168.0.137 --tp-size 2",
     "--model-path Q --disaggregation-mode prefill --port 30000 --host 192.168.0.137 --tp-size 1",
     "--model-path Q --disaggregation-mode decode --port 30001 --base-gpu-id 0 --host 192.168.0.137 "
     "--disaggregation-transfer-backend mooncake_tcp --num-reserved-decode-tokens 128",
@@ -229,8 +231,6 @@ ACCEPTED = [
 # Command line -> what the refusal names.
 REFUSED = {
     "--model-path M --disaggregation-mode prefill --enable-pdmux": "two servers",
-    "--model-path Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4 --disaggregation-mode decode --port 30001 --base-gpu-id 2 "
-    "--host 192.168.0.137 --tp-size 2": "one server per device",
     "--model-path deepseek-ai/DeepSeek-V3 --moe-a2a-backend mooncake --mooncake-ib-device mlx5_0": "dense model",
 }
 

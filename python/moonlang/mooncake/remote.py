@@ -140,7 +140,7 @@ class Site:
 
 
 class RemoteOut(OutLane):
-    """The sending end. The owner's thread stores and sends, the lane's thread takes credits and looks after the rest."""
+    """The sending end. The owner's thread stores and sends; the lane's takes credits and looks after the rest."""
 
     def __init__(self, identity: Identity, to: str, address: tuple[str, int], site: Site, *, patient: bool) -> None:
         self._stream = secrets.token_bytes(16)
