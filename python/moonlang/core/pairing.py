@@ -108,7 +108,7 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Noted(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The Want of this room has been read: it need not be repeated."""
+    """The Want of this room has been read: it need not be repeated soon."""
 
     room: int
     serial: int = 0

@@ -48,6 +48,7 @@ from moonlang.scheduler.roster import Roster, lease_of
 from moonlang.scheduler.settings import NS_PER_MS, PairingConfig, PairStats
 
 _RETRYABLE = 503
+_SELDOM = 5  # so many times later a Want is said again that has been answered
 
 _Run = tuple[str, int, tuple[int, ...]]  # instance, node of the tree, tokens behind it
 
@@ -67,7 +68,6 @@ class _Room:
     card: KvCard | None = None
     want: Want | None = None
     wanted_ns: int = 0
-    answered: bool = False
     pushes: dict[int, Pushed] = field(default_factory=dict)
     unverified: dict[int, int] = field(default_factory=dict)
     landed: Landed | None = None
@@ -202,9 +202,9 @@ class DecodeSide:
         return True
 
     def _ask(self, room: _Room) -> None:
-        """Say Want until it is answered."""
+        """Say Want when nothing has been heard for a while: it may have been lost, and so may a Refuse after Noted."""
         self._alarm.set(room.deadline_ns)
-        if room.want is None or room.card is None or room.answered:
+        if room.want is None or room.card is None:
             return
         if self._now_ns >= room.repeat_ns:
             self.mail.send(room.card.instance, room.want)
@@ -224,7 +224,7 @@ class DecodeSide:
             case Heard(card, body):
                 room = self._rooms.get(body.room)
                 if room is not None and room.is_with(card, body.serial):
-                    room.answered = True
+                    room.repeat_ns = now_ns + _SELDOM * self._config.repeat_ns
                     return self._answered(room, body)
                 self._partings.heard(card, body, now_ns)
                 return []

@@ -43,28 +43,29 @@ EXHIBITS: tuple[Exhibit, ...] = (
         ('            deltas += self._fail(room, "The prefill instance is out of reach.")\n', "            pass\n"),
     ),
     _exhibit(
-        47,
+        4,
         "sglang#34289",
         "prefill is replaced behind the same address: what decode had lent to its predecessor never comes back",
         _PARTINGS,
         ("            parting.drained |= gone\n", ""),
     ),
     _exhibit(
-        0,
+        8,
         "sglang#9726",
         "decode goes on waiting after prefill has failed",
         _PREFILL,
         ("            self._conclude(room, refuse)\n", "            room.final, room.repeat_ns = refuse, 1 << 62\n"),
+        ("        else:\n            self._remind(room, due=True)\n        return []\n", "        return []\n"),
     ),
     _exhibit(
-        23,
+        25,
         "sglang#29978",
         "a lost control message is a hang",
         _DECODE,
         ("room.repeat_ns = self._now_ns + self._config.repeat_ns", "room.repeat_ns = 1 << 62"),
     ),
     _exhibit(
-        198,
+        134,
         "sglang#16903",
         "the death of one peer fails the requests of the others",
         _DECODE,
@@ -79,7 +80,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
     ),
     # ---- leaks
     _exhibit(
-        0,
+        7,
         "llm-d#1138",
         "a cancel while pages are on their way strands them on prefill until a timeout",
         _PREFILL,
@@ -111,7 +112,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
         ),
     ),
     _exhibit(
-        2,
+        7,
         "sglang#36926",
         "a prefill that is aborted between two chunks leaks what it has computed",
         _PREFILL,
@@ -125,7 +126,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
         ("                roster.unlease(request)\n", "                pass\n"),
     ),
     _exhibit(
-        11,
+        6,
         "vllm#56430",
         "pages leak when a request falls back to computing by itself",
         _DECODE,
@@ -138,7 +139,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
     ),
     # ---- wrong output
     _exhibit(
-        27,
+        1,
         "sglang#30233",
         "decode starts on KV of which a part is missing",
         _DECODE,
@@ -167,7 +168,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
         ("source_head=head - origin.first_head,", "source_head=0,"),
     ),
     _exhibit(
-        132,
+        75,
         "sglang#23744",
         "with more ranks on prefill every rank's heads are written to the beginning of the page",
         _LAYOUT,

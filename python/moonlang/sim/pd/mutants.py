@@ -61,10 +61,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="no last word",
-        what="prefill says only once that everything has landed",
+        what="prefill says only once how a room has ended, even when it is asked again",
         module=_PREFILL,
         old="room.repeat_ns = self._now_ns + self._config.repeat_ns",
         new="room.repeat_ns = 1 << 62",
+        more=(("        else:\n            self._remind(room, due=True)\n        return []\n", "        return []\n"),),
         kind="pd",
     ),
     Mutant(

@@ -35,6 +35,11 @@ class Site:
     config: SchedulerConfig
     pairing: PairingConfig
 
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        return self.pairing.card.regions[0].schema.fingerprint
+
     def settings(self, generation: int) -> SchedulerConfig:
         """Of the server that is started here as number `generation`."""
         card = msgspec.structs.replace(self.pairing.card, instance=f"{self.name}.{generation}")
@@ -91,7 +96,7 @@ class PdCase:
     def is_unreliable(self) -> bool:
         """Whether any request may fail so that it has to be sent again, faults of servers and connections apart."""
         bounded = any(site.config.max_queued is not None for site in self.sites)
-        weights = dict.fromkeys(site.pairing.card.regions[0].schema.fingerprint for site in self.sites)
+        weights = dict.fromkeys(site.fingerprint for site in self.sites)
         hurried = any(site.pairing.patience_ns < _SHORT_NS for site in self.sites)
         slow = hurried and (self.net.lost > 0 or self.transfer.delayed > 0)
         failing = self.transfer.failed > 0 or self.transfer.corrupt > 0
@@ -132,7 +137,7 @@ def draw(seed: int) -> PdCase:
         fingerprint=_FINGERPRINT,
     )
     model = ChainModel(vocab_size=1000, eos_token_ids=EOS, eos_per_mille=rng.choice((0, 5, 5, 20, 100)))
-    scripts = Scripts(rng, base, model).draw(rng.randint(2, 14))
+    scripts = _draw_scripts(rng, base, model)
     trouble = rng.choice(("none", "none", "messages", "transfers", "servers", "servers", "all"))
     transfer = _draw_transfer(rng, troubled=trouble in ("transfers", "all"))
     net = _draw_net(rng, troubled=trouble in ("messages", "all"))
@@ -157,6 +162,15 @@ def draw(seed: int) -> PdCase:
     )
 
 
+def _draw_scripts(rng: random.Random, base: SchedulerConfig, model: ChainModel) -> list[Script]:
+    """In some cases many answers end with their first token, which comes from another server than the second."""
+    scripts = Scripts(rng, base, model).draw(rng.randint(2, 14))
+    ending = rng.choice(("", "", "", "", "abort_at_tokens", "stop_at_tokens"))
+    if not ending:
+        return scripts
+    return [replace(s, stream=True, **{ending: 1}) if rng.random() < 0.5 else s for s in scripts]
+
+
 def _draw_sites(
     rng: random.Random, base: SchedulerConfig, schema: KvSchema, *, corrupt: bool, late_copies: bool
 ) -> tuple[Site, ...]:
@@ -179,10 +193,12 @@ def _draw_sites(
         config = replace(
             own,
             max_queued=own.max_queued if bounded else None,
+            max_running=own.max_running if role == "prefill" else rng.choice((1, 2, 4, 8, 16)),
+            conservativeness=own.conservativeness if role == "prefill" else rng.choice((0.0, 0.0, 1.0)),
             page_size=base.page_size,
             context_length=base.context_length,
-            num_pages=2 + int(pages * rng.choice((1.0, 1.1, 1.3, 1.6, 2.0, 4.0, 20.0))),
-            reserved_tokens=rng.choice((0, 0, 16)),
+            num_pages=2 + int(pages * rng.choice((1.0, 1.1, 1.2, 1.3, 1.6, 2.0, 4.0, 20.0))),
+            reserved_tokens=rng.choice((0, 0, 0, 16)),
         )
         fingerprint = _OTHER_FINGERPRINT if rng.random() < 0.02 else _FINGERPRINT
         pairing = PairingConfig(
@@ -196,7 +212,7 @@ def _draw_sites(
             push_most_bytes=rng.choice((1, 64, 1 << 20)),
             verify=corrupt or rng.random() < 0.8,
             fallback=fallback,
-            extra_leases=rng.choice((0, 1, 16)),
+            extra_leases=rng.choice((0, 2, 16)),
         )
         sites.append(Site(name=name, role=role, config=config, pairing=pairing))
     return tuple(sites)

@@ -12,6 +12,6 @@ class Weights(PairWatch):
     """A page is written only by a server of the same fingerprint."""
 
     def on_written(self, world: PdWorld, server: Server, target: Server, room: int, page: int) -> None:
-        source, sink = (one.link.card.regions[0].schema.fingerprint for one in (server, target))
+        source, sink = server.site.fingerprint, target.site.fingerprint
         if source != sink:
             raise Violation("weights", f"{server.instance} of {source} writes to {target.instance} of {sink}")
