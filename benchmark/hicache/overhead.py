@@ -43,15 +43,15 @@ def flags(backend: str, extra: dict[str, Any]) -> str:
 
 
 @contextmanager
-def attached(state: str, folder: Path, delay_s: float) -> Iterator[tuple[str, services.Store | None]]:
+def attached(state: str, folder: Path, args: argparse.Namespace) -> Iterator[tuple[str, services.Store | None]]:
     """Flags of a server whose store is to be in this state, and the store if it is Mooncake's."""
     if state in ("healthy", "dead", "paused"):
         with services.store(folder) as store:
-            extra = {"master_server_address": store.address, "protocol": "tcp", "global_segment_size": 0}
+            extra = {"master_server_address": store.address, "protocol": "tcp", "global_segment_size": args.segment}
             yield flags("mooncake", extra), store
         return
     mood = folder / "mood.json"
-    mood.write_text(json.dumps({"delay_s": delay_s} if state == "slow" else {"flip": 1.0}))
+    mood.write_text(json.dumps({"delay_s": args.delay} if state == "slow" else {"flip": 1.0}))
     extra = {"module_path": "moody_store", "class_name": "MoodyStore", "directory": str(folder), "mood": str(mood)}
     yield flags("dynamic", extra), None
 
@@ -61,7 +61,7 @@ def compare(state: str, folder: Path, args: argparse.Namespace, vocab: int) -> d
     base = f"{engines.MOONLANG} --max-running-requests {args.concurrency} --max-total-tokens {args.pool}"
     found: dict[str, list[load.Figures]] = {"without": [], "with": []}
     with (
-        attached(state, folder, args.delay) as (store_flags, store),
+        attached(state, folder, args) as (store_flags, store),
         engines.serving(base, args.model_path, folder / "without.log") as without,
         engines.serving(f"{base} {store_flags}", args.model_path, folder / "with.log") as with_store,
     ):
@@ -114,6 +114,7 @@ def main() -> int:
     parser.add_argument("--input", type=int, default=768, help="tokens of a prompt")
     parser.add_argument("--pool", type=int, default=16384, help="tokens of the device pool")
     parser.add_argument("--delay", type=float, default=0.05, help="seconds of every call of the slow store")
+    parser.add_argument("--segment", default="0", help="memory that the server contributes; 0: pages go to a service")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "hicache_overhead.json")
     args = parser.parse_args()
     vocab = json.loads((args.model_path / "config.json").read_text())["vocab_size"]

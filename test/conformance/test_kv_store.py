@@ -323,3 +323,12 @@ def test_the_directory_is_bounded_and_the_oldest_go(tmp_path: Path) -> None:
     assert one.do(Probe(keys=tuple(keys(8, seed=3)))).count > 0
     assert not list(tmp_path.glob("*.draft"))
     one.channel.close()
+
+
+def test_drafts_of_servers_that_were_killed_are_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / "a.1.draft", tmp_path / "a.2.draft"
+    for draft in (old, new):
+        draft.write_bytes(b"half a page")
+    os.utime(old, (0, 0))
+    FileStore(tmp_path, 1 << 20)
+    assert [path.name for path in tmp_path.iterdir()] == [new.name]

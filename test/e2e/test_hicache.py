@@ -119,6 +119,7 @@ def test_stores_come_and_go_while_it_runs(server: CachedServer, master: Master, 
     assert server.http.delete(route).status_code == 200
     assert server.http.delete(route).status_code == 400
     assert server.http.get(route).json()["hicache_storage_backend"] is None
+    assert server.http.get("/get_hicache_l3_cache_layout").json()["enabled"] is False
     server.flush()
     without = server.ask(prompt(7))
     assert without.details["device"] + without.details["host"] == 0

@@ -84,13 +84,16 @@ class CacheRoutes:
     async def layout(self) -> Response:
         """What a router must know to compute the names of objects in the store."""
         args, engine = self._client.args, self._client.ready.get("scheduler", {})
-        enabled = args.hicache_storage_backend is not None
+        try:
+            backend = (await self._client.control("store")).body.get("backend") or None
+        except RequestError as error:
+            return json_response(errors.native(error), error.status)
         pool = {"pool": "kv", "suffixes": [""], "hit_policy": "ALL_PAGES", "trailing_pages": 0}
         prefix = f"{(args.served_model_name or '').replace('/', '-')}_{engine.get('kv_digest', '')[:16]}_"
         return json_response(
             {
-                "enabled": enabled,
-                "backend": args.hicache_storage_backend,
+                "enabled": backend is not None,
+                "backend": backend,
                 "page_size": engine.get("page_size"),
                 "hicache_object_layout": {
                     "pools": [pool],
@@ -99,7 +102,7 @@ class CacheRoutes:
                     "pp_rank": 0,
                     "pp_size": 1,
                 },
-                "reason": "" if enabled else "There is no store: see --hicache-storage-backend.",
+                "reason": "" if backend is not None else "There is no store: see --hicache-storage-backend.",
             }
         )
 

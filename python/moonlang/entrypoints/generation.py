@@ -244,7 +244,7 @@ class Answer:
         host = self._head.host_tokens if self._head is not None else 0
         storage = self._head.storage_tokens if self._head is not None else 0
         details: dict[str, Any] = {"device": self._cached - host - storage, "host": host}
-        if self._client.args.hicache_storage_backend is not None:
+        if self._client.args.hicache_storage_backend is not None or storage:
             details |= {"storage": storage, "storage_backend": self._client.args.hicache_storage_backend}
             details["storage_miss"] = self._head.tier_miss if self._head is not None else ""
         return details

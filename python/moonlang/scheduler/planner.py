@@ -164,16 +164,18 @@ class Planner:
 
         Alone it may use everything: `add` has checked that it fits, once no plan in flight holds pages any more.
         """
+        if not (alone or self._has_room(request, lease)):
+            return False
+        return self._memory.grow(lease, end)
+
+    def _has_room(self, request: Request, lease: Lease) -> bool:
+        """Whether there is room next to others, also at the cost of what lower tiers hold for convenience."""
         roster, memory = self._roster, self._memory
-        if alone:
-            return memory.grow(lease, end)
         if not roster.slots:
             return False
         if not roster.has_room(request, lease, memory.available_pages):
             memory.call_in()
-            if not roster.has_room(request, lease, memory.available_pages):
-                return False
-        return memory.grow(lease, end)
+        return roster.has_room(request, lease, memory.available_pages)
 
     def _chunk_end(self, start: int, total: int, budget: int) -> int:
         """Where a row of prompt positions from `start` ends: between pages, so that a chunk enters the tree whole."""

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from moonlang.base.clock import wall_s
 from moonlang.base.errors import ConfigError, PeerError
 from moonlang.base.units import parse_bytes
 from moonlang.channels.pages import Bytes
@@ -24,6 +25,7 @@ _DEFAULT_DIRECTORY = "/tmp/hicache"
 _DEFAULT_CAPACITY = "10gb"
 _KEPT = 0.9  # of the capacity, after clearing up
 _SUFFIX = ".page"
+_DRAFT_S = 3600  # nobody writes so long
 
 
 class FileStore:
@@ -38,6 +40,7 @@ class FileStore:
         self._headers: Bytes
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            self._remove_old_drafts()
             self._bytes = sum(size for _, size, _ in self._files())
         except OSError as error:
             raise ConfigError(
@@ -104,6 +107,13 @@ class FileStore:
         finally:
             draft.unlink(missing_ok=True)
         self._bytes += size
+
+    def _remove_old_drafts(self) -> None:
+        """What servers that were killed have left behind; younger ones may be under way."""
+        for draft in self._directory.glob("*.draft"):
+            with contextlib.suppress(FileNotFoundError):
+                if draft.stat().st_mtime < wall_s() - _DRAFT_S:
+                    draft.unlink()
 
     def _files(self) -> list[tuple[Path, int, float]]:
         """(path, bytes, time of last use) of every page, also of those that other servers wrote."""
