@@ -155,6 +155,7 @@ def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
         kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
         inner=model.hf.get("intermediate_size"),
+        experts=model.hf.get("num_experts") or model.hf.get("num_local_experts"),
     )
     if model.quantization is not None or args.quantization is not None:
         why = why or "quantized weights are not cut in this version"

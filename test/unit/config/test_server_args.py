@@ -52,7 +52,7 @@ def test_json_flags_take_objects():
         ({"preferred_sampling_params": [1]}, "JSON object"),
         ({"json_model_override_args": "[1]"}, "JSON object"),
         ({"json_model_override_args": "{"}, "JSON object"),
-        ({"tp_size": 2}, "one device"),
+        ({"pp_size": 2}, "one device"),
         ({"config": "x.yaml"}, "no argument 'config'"),
         ({"chunked_prefill_size": 0}, "-1"),
         ({"ssl_keyfile": "k"}, "--ssl-certfile"),
@@ -68,7 +68,7 @@ def test_what_is_wrong_is_named(values, says):
 
 def test_all_problems_at_once():
     with pytest.raises(ConfigError) as caught:
-        ServerArgs.create(page_size=0, tp_size=2, nonsense=1)
+        ServerArgs.create(page_size=0, pp_size=2, nonsense=1)
     assert all(word in str(caught.value) for word in ("--page-size", "--tp-size", "nonsense"))
 
 
