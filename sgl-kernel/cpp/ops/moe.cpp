@@ -284,7 +284,9 @@ void Moe::gather(const std::vector<int64_t>& begin, int64_t row_bytes, char* z) 
   };
   const auto [own, own_bytes] = rows_of(ranks_->rank());
   std::memcpy(ranks_->mine(), own, own_bytes);
-  ranks_->exchange();
+  size_t most = 0;
+  for (int rank = 0; rank < ranks_->size(); ++rank) most = std::max(most, rows_of(rank).second);
+  ranks_->exchange(int64_t(most));
   for (int rank = 0; rank < ranks_->size(); ++rank) {
     const auto [theirs, bytes] = rows_of(rank);
     if (rank != ranks_->rank()) std::memcpy(theirs, ranks_->part(rank), bytes);

@@ -69,7 +69,7 @@ def test_what_is_wrong_is_named(values, says):
 def test_all_problems_at_once():
     with pytest.raises(ConfigError) as caught:
         ServerArgs.create(page_size=0, pp_size=2, nonsense=1)
-    assert all(word in str(caught.value) for word in ("--page-size", "--tp-size", "nonsense"))
+    assert all(word in str(caught.value) for word in ("--page-size", "--pp-size", "nonsense"))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_help_lists_supported_flags_only(capsys):
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert "--page-size" in text
-    assert "--tp-size" not in text
+    assert "--pp-size" not in text
 
 
 def test_a_flag_without_effect_warns_once(monkeypatch):
@@ -129,7 +129,7 @@ def test_yaml_file_under_the_command_line(tmp_path):
         ("- a\n- b", "no mapping"),
         ("a: [", "not YAML"),
         ("page-size: many", "not an integer"),
-        ("tp-size: 4", "one device"),
+        ("pp-size: 4", "one device"),
         ("config: other.yaml", "another file"),
     ],
 )
