@@ -213,6 +213,8 @@ ACCEPTED = [
     "--model-path meta-llama/Llama-3.1-8B-Instruct",
     "--model-path Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4",
     "--model-path M --port 30000 --host 192.168.0.137 --tp-size 1 --mem-fraction-static 0.8",
+    "--model-path M --host 192.168.0.137 --tp-size 2",
+    "--model-path M --tp-size 4 --nnodes 2 --node-rank 1 --dist-init-addr 10.0.0.1:5000",
     "--model-path M --disaggregation-mode null --disaggregation-transfer-backend mooncake --moe-a2a-backend none",
     "--model-path M --disaggregation-mode prefill --disaggregation-transfer-backend mooncake "
     "--disaggregation-ib-device mlx5_0",

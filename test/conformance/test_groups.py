@@ -109,9 +109,9 @@ def test_a_rank_that_does_not_answer_is_an_error_in_time(join: Join) -> None:
 
 DOOMED = """
 import signal, sys
-from sgl_kernel.ranks import Ranks
-ranks = Ranks(sys.argv[1], 1, 2, part_bytes=8 << 20, patience_ms=60000, spin_us=0)
-ranks.exchange()
+from sgl_kernel.ranks import SharedRanks
+ranks = SharedRanks(sys.argv[1], 1, 2, part_bytes=8 << 20, patience_ms=60000, spin_us=0)
+ranks.exchange(0)
 print("joined", flush=True)
 signal.pause()
 """

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from live_server import LiveServer
-from pd_servers import PdServer, couple
+from live_server import LiveServer, free_port
+from pd_servers import couple
 
 STORY = "The old man and the sea. Once upon a time there was a fisherman who had caught nothing for many days. "
 FLAGS = ("--max-total-tokens", "20000", "--random-seed", "1", "--constrained-json-disable-any-whitespace")
@@ -52,6 +53,18 @@ def test_the_same_bits(server: LiveServer, ranks: LiveServer, name: str) -> None
     assert answers(ranks, BODIES[name]) == answers(server, BODIES[name])
 
 
+def free_ports() -> int:
+    """The first of two neighbouring ports that nobody listens on."""
+    while True:
+        first = free_port()
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", first + 1))
+            except OSError:
+                continue
+        return first
+
+
 def worker_of(server: LiveServer) -> int:
     """Some rank but the first."""
     children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
@@ -85,7 +98,21 @@ def test_models_that_cannot_be_shared(size: str, why: str, tmp_path: Path) -> No
         server.close()
 
 
-@pytest.mark.parametrize(("prefill", "decode"), [("1", "2"), ("2", "1"), ("2", "4")])
+def test_ranks_on_two_nodes(server: LiveServer, tmp_path: Path) -> None:
+    """The second node ends with the first."""
+    nodes = ("--tp-size", "2", "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{free_ports()}")
+    follower = LiveServer(tmp_path, *FLAGS, *nodes, "--node-rank", "1")
+    try:
+        with LiveServer(tmp_path, *FLAGS, *nodes) as running:
+            for name in ("greedy", "seeded"):
+                assert answers(running, BODIES[name]) == answers(server, BODIES[name])
+        assert follower.process.wait(20) == 1
+        assert "Rank 0 has ended" in follower.log
+    finally:
+        follower.close()
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [("1", "2"), ("2", "1")])
 def test_pairs_of_unequal_ranks(server: LiveServer, prefill: str, decode: str, tmp_path: Path) -> None:
     one, other = ("--tp-size", prefill, "--chunked-prefill-size", "64"), ("--tp-size", decode)
     with couple(tmp_path, "local", prefill=one, decode=other) as both:
@@ -97,4 +124,3 @@ def test_pairs_of_unequal_ranks(server: LiveServer, prefill: str, decode: str, t
             ((ids, logprobs, _),) = answers(server, single)
             assert (found["output_ids"], found["meta_info"].get("output_token_logprobs")) == (ids, logprobs)
         both.wait_free()
-        assert isinstance(both.prefill, PdServer)

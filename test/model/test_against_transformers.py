@@ -1,4 +1,4 @@
-"""Every model file against `transformers`, in float32: the same greedy tokens, log probabilities within 1e-4.
+"""Every model file against `transformers`, in float32: the same greedy tokens, log probabilities within 2e-4.
 
 The references are random checkpoints of the model's own `tiny` configuration. Each is run through mixed batches with
 chunked prefill and shared prefix pages; then transformers computes the whole sequence in one forward.
@@ -20,7 +20,7 @@ from torch import nn
 from moonlang.config.host import cpu_kernels
 from moonlang.models.registry import spec_for, specs
 
-TOLERANCE = 1e-4
+TOLERANCE = 2e-4
 NEW_TOKENS = 6
 
 LLAMA3 = {

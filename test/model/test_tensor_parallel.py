@@ -34,6 +34,8 @@ CASES = [
     ("llama", "bfloat16", 4),  # two KV heads, each held by two ranks; biases
     ("qwen3", "bfloat16", 2),  # a head that is the embedding
     ("mixtral", "float32", 2),
+    ("mixtral", "bfloat16", 4),  # one expert each
+    ("qwen2_moe", "bfloat16", 2),  # an expert that every token visits
     ("gemma2", "bfloat16", 4),  # a bounded head
 ]
 
@@ -86,9 +88,10 @@ def test_the_same_bits(name: str, dtype: str, size: int, tmp_path: Path) -> None
     assert on_every_rank(size, work)[0] == alone
 
 
-def test_the_torch_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_the_torch_path(name: str, tmp_path: Path) -> None:
     """Without kernels sums over ranks are rounded otherwise; the tokens stay."""
-    write_checkpoint(tmp_path, specs()["llama"].tiny())
+    write_checkpoint(tmp_path, specs()[name].tiny())
     alone = answers(runner(tmp_path, "float32", 0, 1, "torch_native"))
     shared = on_every_rank(2, lambda rank: answers(runner(tmp_path, "float32", rank, 2, "torch_native")))[0]
     assert [job[0] for job in shared] == [job[0] for job in alone]  # type: ignore[index]

@@ -22,6 +22,7 @@ QUEUED_REQUESTS = 32768
 CPU_MEMORY_SHARE = 0.5
 CUDA_MEMORY_SHARE = 0.88
 SEED = 0x5EED
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +158,35 @@ def _check(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> None:
         )
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """(host, port) of "host:port" or "[v6]:port". ConfigError when it is neither."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < MAX_PORT:
+        raise ConfigError(
+            f"--dist-init-addr {address or '(none)'} is no address of the first node.",
+            hint="Give every node the same, like 10.0.0.1:5000; that port and the next one are used.",
+        )
+    return host, int(port)
+
+
+def _check_nodes(args: ServerArgs) -> None:
+    if args.nnodes == 1 and args.node_rank == 0:
+        return
+    split_address(args.dist_init_addr or "")
+    if not 0 <= args.node_rank < args.nnodes:
+        raise ConfigError(f"--node-rank {args.node_rank} is not one of --nnodes {args.nnodes}.", hint="Count from 0.")
+    if args.tp_size % args.nnodes:
+        raise ConfigError(
+            f"--tp-size {args.tp_size} cannot be spread evenly over --nnodes {args.nnodes}.", hint="Change one of them."
+        )
+    if args.disaggregation_mode != "null":
+        raise ConfigError(
+            "--disaggregation-mode and --nnodes do not go together in this version.", hint="Use one node for each half."
+        )
+
+
 def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
+    _check_nodes(args)
     if args.tp_size == 1:
         return
     why = obstacle(
@@ -166,6 +195,7 @@ def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
         kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
         inner=model.hf.get("intermediate_size"),
+        experts=model.hf.get("num_experts") or model.hf.get("num_local_experts"),
     )
     if model.quantization is not None or args.quantization is not None:
         why = why or "quantized weights are not cut in this version"

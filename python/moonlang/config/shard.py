@@ -34,7 +34,7 @@ def segments(total: int, size: int = 1) -> int:
     return SEGMENTS // size if total % (2 * SEGMENTS) == 0 else 1
 
 
-def obstacle(size: int, *, heads: int, kv_heads: int, head_dim: int, inner: int | None) -> str:
+def obstacle(size: int, *, heads: int, kv_heads: int, head_dim: int, inner: int | None, experts: int | None) -> str:
     """Why `size` ranks cannot share a model, "" when they can. inner: width of its dense feed-forward layers."""
     if size == 1:
         return ""
@@ -44,6 +44,8 @@ def obstacle(size: int, *, heads: int, kv_heads: int, head_dim: int, inner: int 
         return f"{heads} attention heads cannot be dealt out evenly"
     if kv_heads % size and size % kv_heads:
         return f"{kv_heads} KV heads can neither be dealt out evenly nor be copied evenly"
+    if experts is not None and experts < size:
+        return f"there are only {experts} experts"
     for total, what in ((heads * head_dim, "attention"), (inner, "feed-forward")):
         if total is not None and total % (2 * SEGMENTS):
             return f"the {total} columns of {what} are no multiple of {2 * SEGMENTS}"

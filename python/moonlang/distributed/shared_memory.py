@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sgl_kernel.ranks import RankLostError, Ranks
+from sgl_kernel.ranks import RankLostError, SharedRanks
 from torch import Tensor
 
 from moonlang.base.errors import PeerError
@@ -26,7 +26,7 @@ class SharedMemoryGroup:
         # Who spins keeps the core from who computes.
         spin_us = _SPIN_US if len(os.sched_getaffinity(0)) >= seat.local_size else 0
         patience_ms = int(seat.patience_s * 1000)
-        self.native = Ranks(
+        self.native = SharedRanks(
             seat.meeting, seat.rank, seat.size, part_bytes=_PART_BYTES, patience_ms=patience_ms, spin_us=spin_us
         )
         self.barrier()
@@ -43,7 +43,7 @@ class SharedMemoryGroup:
         for begin in range(0, mine.size, self.native.part_bytes):
             end = min(mine.size, begin + self.native.part_bytes)
             self.native.mine()[: end - begin] = mine[begin:end]
-            self.barrier()
+            self._exchange(end - begin)
             for rank in range(self.size):
                 found[rank, begin:end] = self.native.part(rank)[: end - begin]
         return torch.from_numpy(found).view(given.dtype).view(self.size, *given.shape).to(x.device)
@@ -56,19 +56,22 @@ class SharedMemoryGroup:
             end = min(content.size, begin + self.native.part_bytes)
             if self.rank == 0:
                 self.native.mine()[: end - begin] = content[begin:end]
-            self.barrier()
+            self._exchange(end - begin)
             if self.rank != 0:
                 content[begin:end] = self.native.part(0)[: end - begin]
         return found.to(x.device)
 
     def barrier(self) -> None:
-        try:
-            self.native.exchange()
-        except RankLostError as lost:
-            raise PeerError(f"{lost}.", hint="The model is spread over all ranks: start the server again.") from None
+        self._exchange(0)
 
     def close(self) -> None:
         """Nothing: the memory goes with the process, or with the last reference."""
+
+    def _exchange(self, count: int) -> None:
+        try:
+            self.native.exchange(count)
+        except RankLostError as lost:
+            raise PeerError(f"{lost}.", hint="The model is spread over all ranks: start the server again.") from None
 
 
 BACKEND = SharedMemoryGroup

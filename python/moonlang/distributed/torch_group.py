@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moonlang.base.errors import PeerError
 from moonlang.core.seat import Seat
+from moonlang.distributed.carried import carried
 from moonlang.distributed.group import tree_sum
 
 dist: Any = torch.distributed  # its type stubs know less than its documentation
@@ -24,10 +25,10 @@ _TCP = "tcp://"
 class TorchGroup:
     """See Group. Sums are made of gathered parts in the order of the tree, so every backend gives the same bits."""
 
-    native = None
-
     def __init__(self, seat: Seat, backend: str) -> None:
         self.rank, self.size = seat.rank, seat.size
+        self.native = carried(self) if backend == "gloo" else None
+        self._device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
         patience = timedelta(seconds=seat.patience_s)
         with _peers():
             self._store = _store(seat)
@@ -41,17 +42,17 @@ class TorchGroup:
         return tree_sum(self.all_gather(x))
 
     def all_gather(self, x: Tensor) -> Tensor:
-        given = x.detach().contiguous()
+        given = self._there(x)
         found = [torch.empty_like(given) for _ in range(self.size)]
         with _peers():
             self._group.allgather([found], [given]).wait()
-        return torch.stack(found)
+        return torch.stack(found).to(x.device)
 
     def broadcast(self, x: Tensor) -> Tensor:
-        found = x.detach().clone()
+        found = self._there(x).clone()
         with _peers():
             self._group.broadcast(found, 0).wait()
-        return found
+        return found.to(x.device)
 
     def barrier(self) -> None:
         with _peers():
@@ -59,6 +60,10 @@ class TorchGroup:
 
     def close(self) -> None:
         del self._group
+
+    def _there(self, x: Tensor) -> Tensor:
+        """x where the backend can take it."""
+        return x.detach().contiguous() if self._device is None else x.detach().to(self._device).contiguous()
 
 
 def _store(seat: Seat) -> Any:

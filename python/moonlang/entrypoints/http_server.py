@@ -13,7 +13,7 @@ import uvicorn
 from moonlang.base import log
 from moonlang.base.errors import PeerError, RequestError
 from moonlang.config.model_config import ModelConfig
-from moonlang.config.prepare import prepare
+from moonlang.config.prepare import Prepared, prepare
 from moonlang.config.server_args import ServerArgs
 from moonlang.entrypoints import front, generation, pairing
 from moonlang.entrypoints.app import build_app
@@ -42,6 +42,8 @@ def serve(args: ServerArgs) -> int:
     log.configure("server", args.log_level)
     with front.stopped_by_signals(), front.listening(args.host, args.port) as listener:
         prepared = prepare(args)
+        if args.node_rank > 0:
+            return _follow(prepared)
         # First of all: the transfer engine may look for its metadata there while the roles load the model.
         bootstrap = open_bootstrap(prepared.args)
         cluster = Cluster(prepared.args, prepared.model)
@@ -59,6 +61,20 @@ def serve(args: ServerArgs) -> int:
             if bootstrap is not None:
                 bootstrap.close()
             cluster.close()
+
+
+def _follow(prepared: Prepared) -> int:
+    """A node that only lends its ranks: the first one answers requests."""
+    cluster = Cluster(prepared.args, prepared.model)
+    try:
+        cluster.wait_ready()
+        _log.info("Node %d of %d is ready.", prepared.args.node_rank, prepared.args.nnodes)
+        cluster.wait_end()
+    except PeerError as error:
+        _log.error("This node cannot start. %s", error)
+    finally:
+        cluster.close()
+    return 1
 
 
 def _server(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> _Server:

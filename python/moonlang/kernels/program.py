@@ -214,7 +214,8 @@ class Builder:
     ) -> Value:
         """A mixture of experts (+ residual). router: [E, M], kept in float32. gate_up: [E, 2F, M], down: [E, M, F].
 
-        gating: arguments of `sgl_kernel.moe.gating`. shared: gate_up and down of an expert that every token visits,
+        The parameters are this rank's experts, whose E may be less than the router's. gating: arguments of
+        `sgl_kernel.moe.gating`. shared: gate_up and down of an expert that every token visits,
         weighted by the sigmoid of `shared_gate` [1, M].
         """
         layer = moe.moe(
@@ -225,6 +226,7 @@ class Builder:
             act=self._kernel_act(act),
             shared=() if shared is None else (self.matrix(shared[0], gated=True), self.matrix(shared[1])),
             shared_gate=None if shared_gate is None else self.matrix(shared_gate, kind="f32"),
+            ranks=self._ranks,
         )
 
         def emit(program: Program, ids: Sequence[int], out: int) -> None:
@@ -237,8 +239,9 @@ class Builder:
         parts = cache(lambda: self._parts.matrices(parameter))
 
         def of(expert: int) -> Sequence[Any]:
-            if len(parts()) == 1:
-                return [parts()[0][expert]]
+            whole = parts()[0]
+            if isinstance(whole, Tensor) and whole.ndim == 3:
+                return [whole[expert]]
             each = len(parts()) // len(parameter)
             return parts()[expert * each : (expert + 1) * each]
 

@@ -61,7 +61,7 @@ class RowLinear(Linear):
     inputs: of all ranks. The kernels add the products of eight segments of the inputs as a binary tree, with or without
     ranks: so every number of ranks that divides eight gives the same bits.
 
-    group: those who add up; set when the model is complete (see `join`), None while there is one rank.
+    group: those who add up; set when the model is complete, None while there is one rank.
     """
 
     group: Group | None = None
@@ -86,21 +86,3 @@ class RowLinear(Linear):
         bias = None if self.bias is None else build.vector(self.bias)
         weight = build.matrix(self.weight, segments=self._segments)
         return build.linear(x, weight, bias=bias, residual=residual, shared=True)
-
-
-def join(model: nn.Module, group: Group) -> None:
-    """Have the layers of `model` that are shared by ranks work with those of `group`."""
-    for module in model.modules():
-        if isinstance(module, RowLinear):
-            module.group = group
-
-
-def cuts_of(model: nn.Module) -> dict[str, Cuts]:
-    """By parameter, what this rank holds of the checkpoint's tensors; those that it holds whole are left out."""
-    found: dict[str, Cuts] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Linear) and module.cuts:
-            found[f"{name}.weight"] = module.cuts
-            if module.bias is not None and module.cuts[0].axis == 0:
-                found[f"{name}.bias"] = module.cuts
-    return found

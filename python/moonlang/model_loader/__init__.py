@@ -28,6 +28,11 @@ def load_model(
             f"{', '.join(config.architectures)} has no own model file, and only those read quantized weights.",
             hint="Serve an unquantized checkpoint without --quantization.",
         )
+    if spec.load is not None and config.shard.size > 1:
+        raise ConfigError(
+            f"{', '.join(config.architectures)} has no own model file, and only those can be shared by ranks.",
+            hint="Leave out --tp-size.",
+        )
     if spec.load is not None:
         return spec.load(config, load_format, device)
     backend = registry.find("model_loader", "safetensors" if load_format == "auto" else load_format).BACKEND

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moonlang.config.model_config import ModelConfig
 from moonlang.layers.cut import Cuts
-from moonlang.layers.linear import cuts_of
+from moonlang.model_loader.cuts import cuts_of
 from moonlang.model_loader.parts import Source
 from moonlang.model_loader.weights import quantized
 from moonlang.models.spec import WeightsMap

@@ -11,8 +11,9 @@ from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.cut import Cuts
-from moonlang.layers.linear import Linear, cuts_of
+from moonlang.layers.linear import Linear
 from moonlang.layers.quantization.w8a8_int8 import Int8Linear
+from moonlang.model_loader.cuts import cuts_of
 from moonlang.model_loader.parts import Source
 from moonlang.model_loader.weights import WeightSource, as_float, open_weights
 from moonlang.models.spec import WeightsMap
@@ -36,12 +37,12 @@ def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) 
     _check(model, weights, config, checkpoint, theirs)
     linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, parameter in parameters.items():
-        sources = [theirs[source] for source in weights.sources(name, len(parameter))]
+        sources = [theirs[source] for source in _sources(weights, name, parameter, cuts)]
         if name in linears or parameter.ndim == 3:
             parts = [checkpoint.matrix(source) for source in sources]
         else:
             parts = [checkpoint.tensor(source) for source in sources]
-        parts = _cut(parts, cuts.get(name, ()))
+        parts = _cut(parts, _within(name, parameter, cuts))
         at, rows = 0, _rows(parameter)
         for part in parts:
             rows[at : at + part.shape[0]].copy_(as_float(part))
@@ -72,21 +73,31 @@ def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int)
     """
     checkpoint = open_weights(config)
     theirs = {weights.model_name(name): name for name in checkpoint.names()}
-    lengths = {name: len(parameter) for name, parameter in model.named_parameters()}
-    cuts = cuts_of(model)
+    parameters, cuts = dict(model.named_parameters()), cuts_of(model)
     _check(model, weights, config, checkpoint, theirs)
 
     def stored(name: str) -> list[str]:
-        return [theirs[source] for source in weights.sources(name, lengths[name])]
+        return [theirs[source] for source in _sources(weights, name, parameters[name], cuts)]
 
     def tensors(name: str) -> list[Tensor]:
-        found = _cut([checkpoint.tensor(each) for each in stored(name)], cuts.get(name, ()))
+        found = _cut([checkpoint.tensor(each) for each in stored(name)], _within(name, parameters[name], cuts))
         return [tensor.float() + 1.0 for tensor in found] if name.endswith(weights.plus_one) else found
 
     def matrices(name: str) -> list[Tensor | QuantizedMatrix]:
-        return _cut([checkpoint.matrix(each) for each in stored(name)], cuts.get(name, ()))
+        return _cut([checkpoint.matrix(each) for each in stored(name)], _within(name, parameters[name], cuts))
 
     return Source(tensors, matrices)
+
+
+def _sources(weights: WeightsMap, name: str, parameter: Tensor, cuts: dict[str, Cuts]) -> tuple[str, ...]:
+    """See WeightsMap.sources; of this rank's experts, where `parameter` is theirs."""
+    first = cuts[name][0].part.start if parameter.ndim == 3 and name in cuts else 0
+    return weights.sources(name, len(parameter), first)
+
+
+def _within(name: str, parameter: Tensor, cuts: dict[str, Cuts]) -> Cuts:
+    """How the tensors of a parameter are cut: those of experts are whole, there are only fewer of them."""
+    return () if parameter.ndim == 3 else cuts.get(name, ())
 
 
 def _cut(parts: list[Any], cuts: Cuts) -> list[Any]:
@@ -101,15 +112,17 @@ def _check(
     cuts = cuts_of(model)
     wanted: set[str] = set()
     for name, parameter in model.named_parameters():
-        sources = weights.sources(name, len(parameter))
+        sources, within = _sources(weights, name, parameter, cuts), _within(name, parameter, cuts)
         wanted.update(sources)
+        if parameter.ndim == 3 and name in cuts:
+            wanted.update(weights.sources(name, cuts[name][0].whole))  # the experts of other ranks
         found = [theirs[source] for source in sources if source in theirs]
         missing += [source for source in sources if source not in theirs]
         dtypes += [f"{source} ({kind})" for source in found if (kind := checkpoint.dtype(source)) not in _FLOATS]
         have = [checkpoint.shape(source) for source in found]
         held = have
-        if name in cuts and len(found) == len(sources):
-            held = [cut.shape(shape) for cut, shape in zip(cuts[name], have, strict=True)]
+        if within and len(found) == len(sources):
+            held = [cut.shape(shape) for cut, shape in zip(within, have, strict=True)]
         if len(found) == len(sources) and _stacked(held) != tuple(_rows(parameter).shape):
             shapes.append(
                 f"{' + '.join(found)} is {' + '.join(map(str, have))}, config.json implies {tuple(parameter.shape)}"

@@ -25,8 +25,8 @@ FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_p
 class SparseMlp(FeedForward):
     """A router, experts, and for some models an expert that every token visits (`shared`: its inner size).
 
-    The shared expert's output is scaled by the sigmoid of a projection of its own, as in Qwen2-MoE. Every rank of
-    tensor parallelism has all experts.
+    The shared expert's output is scaled by the sigmoid of a projection of its own, as in Qwen2-MoE. Ranks
+    share the experts; router and shared expert are in all of them.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SparseMlp(FeedForward):
         size = config.hidden_size
         self.gating = gating
         self.gate = Linear(size, experts, bias=False, dtype=dtype)
-        self.experts = Experts(experts, size, inner, act=act, dtype=dtype)
+        self.experts = Experts(experts, size, inner, act=act, dtype=dtype, shard=config.shard)
         self.shared_expert = GatedMlp(config, dtype, act=act, inner=shared, shard=WHOLE) if shared else None
         self.shared_expert_gate = Linear(size, 1, bias=False, dtype=dtype) if shared else None
 

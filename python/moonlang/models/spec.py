@@ -14,7 +14,8 @@ from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.core.kv import ELEMENTS, KvSchema
 from moonlang.distributed.group import Group
-from moonlang.layers import linear
+from moonlang.layers.linear import RowLinear
+from moonlang.moe.experts import Experts
 
 if TYPE_CHECKING:
     from moonlang.kernels.program import Builder
@@ -33,7 +34,9 @@ class CausalModel(nn.Module):
 
     def join(self, group: Group) -> None:
         """Compute together with the ranks of `group`, which hold the other shards of this model."""
-        linear.join(self, group)
+        for module in self.modules():
+            if isinstance(module, RowLinear | Experts):
+                module.group = group
 
     def lower(self, build: Builder) -> None:
         """Write forward and logits down as kernel calls, ending with `build.head`; or call `build.refuse`."""
@@ -70,12 +73,17 @@ class WeightsMap:
     def is_ignored(self, name: str) -> bool:
         return name.startswith(self.ignored) or name.endswith(self.ignored)
 
-    def sources(self, parameter: str, length: int) -> tuple[str, ...]:
-        """The names, in the model's naming, of what makes up `parameter`, in order. length: its dimension 0."""
+    def sources(self, parameter: str, length: int, first: int = 0) -> tuple[str, ...]:
+        """The names, in the model's naming, of what makes up `parameter`, in order.
+
+        length: its dimension 0. first: the expert that it begins with.
+        """
         head, _, rest = parameter.rpartition(".")
         parent, _, last = head.rpartition(".")
         if last == "experts" and rest in self.experts:
-            return tuple(f"{head}.{i}.{part}.weight" for i in range(length) for part in self.experts[rest])
+            return tuple(
+                f"{head}.{i}.{part}.weight" for i in range(first, first + length) for part in self.experts[rest]
+            )
         if last not in self.fused:
             return (parameter,)
         return tuple(f"{parent}.{part}.{rest}" for part in self.fused[last])

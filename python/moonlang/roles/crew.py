@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import msgspec
+import torch
 
 from moonlang.base import registry
 from moonlang.config.model_config import ModelConfig
@@ -18,33 +18,15 @@ from moonlang.messaging.plan_line import PlanSender
 from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.runner import ModelRunner
 
-_PATIENCE_S = 300.0
-_SHARED_MEMORY = Path("/dev/shm")
-
-
-def seats(directory: Path, args: ServerArgs) -> dict[int | None, Seat]:
-    """By rank; none when one process computes the whole model."""
-    size = args.tp_size
-    if size == 1:
-        return {}
-    return {
-        rank: Seat(
-            rank=rank,
-            size=size,
-            meeting=str(_SHARED_MEMORY / f"{directory.name}-ranks"),
-            plans=str(directory / "plans"),
-            backend="shared_memory" if args.attention_backend == "cpu" else "gloo",
-            patience_s=args.dist_timeout or _PATIENCE_S,
-            local_size=size,
-        )
-        for rank in range(size)
-    }
-
 
 def sharded_runner(
     args: ServerArgs, model: ModelConfig, seat: Seat, grammars: GrammarEngine | None = None
 ) -> ModelRunner:
     """The ModelRunner of one rank; all ranks make theirs at the same time."""
+    if args.device == "cuda":
+        place = seat.rank % seat.local_size
+        args = dataclasses.replace(args, device=f"cuda:{args.base_gpu_id + place * args.gpu_id_step}")
+        torch.cuda.set_device(args.device)
     group = registry.find("distributed", seat.backend).BACKEND(seat)
     config = dataclasses.replace(model, shard=Shard(seat.rank, seat.size))
     return ModelRunner(config, args, grammars, group)

@@ -19,13 +19,14 @@ from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Ready
 from moonlang.core.ports import Endpoint
 from moonlang.messaging.inproc import Hub, InprocEndpoint
-from moonlang.roles import crew, topology
+from moonlang.roles import topology
 from moonlang.roles.children import ProcessGroup
 from moonlang.roles.exits import Exit, OnExit, describe
 from moonlang.roles.heartbeat import Heartbeat
 from moonlang.roles.mailboxes import cluster_token, open_mailbox
 from moonlang.roles.process import Job, heartbeat_file, job_file
 from moonlang.roles.run_directory import RunDirectory
+from moonlang.roles.seats import seats
 from moonlang.roles.threads import ThreadGroup
 from moonlang.roles.watchdog import Watchdog
 
@@ -101,6 +102,11 @@ class Cluster:
         if end is not None:
             report(end)
 
+    def wait_end(self) -> None:
+        """Block until a role dies."""
+        while self._first_exit is None:
+            self.endpoint.wait(NS_PER_S, also=(self._died.fileno(),))
+
     def close(self) -> None:
         """Stop every role and remove what they have left. May be called twice."""
         if self._closing:
@@ -120,9 +126,9 @@ class Cluster:
     def _start_processes(self, model: ModelConfig) -> None:
         self._directory = RunDirectory()
         directory = self._directory.path
-        addresses = topology.addresses(directory, self._args.tp_size)
-        roles = topology.children(self._args.tp_size)
-        seats = crew.seats(directory, self._args)
+        roles = topology.children(self._args)
+        addresses = topology.addresses(directory, roles)
+        found = seats(directory, self._args)
         token = cluster_token()
         self.endpoint = open_mailbox(self._args.messaging_backend, topology.API, addresses, token)
         for role in roles:
@@ -134,7 +140,7 @@ class Cluster:
                 token=token,
                 args=self._args,
                 model=model,
-                seat=seats.get(topology.rank(role)),
+                seat=found.get(topology.rank(role)),
             )
             job_file(directory, role).write_bytes(msgspec.json.encode(job))
         self._group = ProcessGroup(roles, directory, self._exited)

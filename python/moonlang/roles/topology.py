@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
+
+from moonlang.config.server_args import ServerArgs
 
 API = "api"  # the process that the user started; it owns the others
 SCHEDULER = "scheduler"
@@ -25,14 +28,21 @@ def rank(role: str) -> int | None:
     return int(role.removeprefix(_WORKER)) if role.startswith(_WORKER) else None
 
 
-def children(ranks: int) -> tuple[str, ...]:
-    """The roles of an engine of so many ranks."""
-    return (*map(worker, range(1, ranks)), *CHILDREN)
+def node_ranks(args: ServerArgs) -> range:
+    """The ranks that run on this node."""
+    each = args.tp_size // args.nnodes
+    return range(args.node_rank * each, (args.node_rank + 1) * each)
 
 
-def addresses(directory: PurePath, ranks: int = 1) -> dict[str, str]:
-    """The mailbox of every role as a socket in the run directory."""
-    return {role: f"ipc://{directory / role}.sock" for role in (API, *children(ranks))}
+def children(args: ServerArgs) -> tuple[str, ...]:
+    """The roles of an engine on this node; all but workers are on the first."""
+    workers = tuple(worker(rank) for rank in node_ranks(args) if rank > 0)
+    return (*workers, *CHILDREN) if args.node_rank == 0 else workers
+
+
+def addresses(directory: PurePath, roles: Sequence[str] = CHILDREN) -> dict[str, str]:
+    """The mailbox of every role, and of the API process, as a socket in the run directory."""
+    return {role: f"ipc://{directory / role}.sock" for role in (API, *roles)}
 
 
 def title(role: str) -> str:

@@ -1,14 +1,11 @@
-// The ranks of one host that compute one model together: each is a process (or a thread), and what they tell each other
-// goes through memory that all have mapped.
+// The ranks that compute one model together: each is a process (or a thread) with its shard of the weights.
 //
 // There is one thing to do, `exchange`: every rank writes its part, and then reads the parts of all. Sums, gathers and
 // broadcasts are what the readers make of the parts. All ranks call it equally often and in the same order.
 //
-// Parts are double-buffered, so one round of notices per exchange is enough: a rank may overwrite a part two exchanges
-// later, and to have got there it has seen everyone begin the exchange in between, and so done with the part.
+// Parts are double-buffered: a part stays readable until the next exchange but one is prepared.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -21,17 +18,17 @@ struct RankLost : std::runtime_error {
   int rank;
 };
 
+constexpr int kMostRanks = 64;
+
 /// Where the share of a rank begins when `total` things are split among `size` ranks.
 constexpr int64_t share_begin(int64_t total, int rank, int size) { return total * rank / size; }
 
 class Ranks {
  public:
-  /// path: a file that all ranks name and nobody else; who comes first makes it. Returns at once. part_bytes: the most
-  /// that one exchange can carry from each rank. patience_ms: how long an exchange waits for a rank that lives;
-  /// spin_us: how long it looks before it sleeps (0 where ranks share cores). Throws std::invalid_argument, and
-  /// std::runtime_error with the system's reason.
-  Ranks(const std::string& path, int rank, int size, int64_t part_bytes, int64_t patience_ms, int64_t spin_us);
-  ~Ranks();
+  /// part_bytes: the most that one exchange can carry from each rank; rounded up to whole pages. Throws
+  /// std::invalid_argument.
+  Ranks(int rank, int size, int64_t part_bytes);
+  virtual ~Ranks() = default;
   Ranks(const Ranks&) = delete;
   Ranks& operator=(const Ranks&) = delete;
 
@@ -42,24 +39,26 @@ class Ranks {
   /// Where this rank's part of the next exchange goes; 64-byte aligned.
   void* mine() const { return part_of(rank_, done_ + 1); }
 
-  /// Publishes this rank's part and waits for those of the others. Throws RankLost: within 100 ms when a process has
-  /// ended, after `patience_ms` when it does not answer.
-  void exchange();
+  /// Gives the first `bytes` of `mine` to all others, and waits for as much of theirs. Throws RankLost.
+  void exchange(int64_t bytes);
 
-  /// A rank's part of the last exchange, valid until the next but one `mine` is written.
+  /// A rank's part of the last exchange.
   const void* part(int rank) const { return part_of(rank, done_); }
 
- private:
-  struct Notice;
-  Notice& notice(int rank) const;
-  char* part_of(int rank, uint32_t round) const;
-  void await(int rank, uint32_t round) const;
-  bool lives(int rank) const;
+ protected:
+  /// Memory for all parts of exchanges `round` and the next: two parts for each rank.
+  void place(char* parts) { parts_ = parts; }
+  int64_t parts_bytes() const { return int64_t{size_} * 2 * part_bytes_; }
+  char* part_of(int rank, uint32_t round) const { return parts_ + (int64_t{rank} * 2 + round % 2) * part_bytes_; }
 
-  int rank_, size_, file_ = -1;
-  int64_t part_bytes_, patience_ms_, spin_us_;
-  int64_t bytes_ = 0;
-  char* memory_ = nullptr;
+  /// Exchange number `round`.
+  virtual void carry(uint32_t round, int64_t bytes) = 0;
+
+  const int rank_, size_;
+  const int64_t part_bytes_;
+
+ private:
+  char* parts_ = nullptr;
   uint32_t done_ = 0;  // exchanges
 };
 

@@ -2,6 +2,7 @@
 #include "ops/moe.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -93,12 +94,13 @@ ML_BIND(moe) {
       "moe",
       [](const PackedWeight& router, std::vector<float> bias, std::vector<PackedWeight> gate_up,
          std::vector<PackedWeight> down, std::vector<PackedWeight> shared, std::vector<PackedWeight> shared_gate,
-         const Gating& gating, const std::string& act) {
+         const Gating& gating, const std::string& act, std::shared_ptr<Ranks> ranks) {
         MoeWeights weights{router,          std::move(bias),   std::move(gate_up),
                            std::move(down), std::move(shared), std::move(shared_gate)};
-        return Moe(std::move(weights), gating, gate_named(act));
+        return Moe(std::move(weights), gating, gate_named(act), std::move(ranks));
       },
-      "router"_a, "bias"_a, "gate_up"_a, "down"_a, "shared"_a, "shared_gate"_a, "gating"_a, "act"_a);
+      "router"_a, "bias"_a, "gate_up"_a, "down"_a, "shared"_a, "shared_gate"_a, "gating"_a, "act"_a,
+      "ranks"_a = nb::none());
   m.def("run_moe", &run, "moe"_a, "x"_a, "y"_a, "residual"_a.none());
   m.def("top_experts", &choose, "logits"_a, "gating"_a, "bias"_a.none(), "weights"_a, "experts"_a);
 }

@@ -101,10 +101,10 @@ void products(const std::vector<PackedWeight>& weights, const std::vector<int64_
   });
 }
 
-/// Each expert's rows of x, `bytes` long, side by side in `out`.
-PreparedRows side_by_side(PreparedRows x, const Order& order, int64_t places, int64_t bytes, char* out) {
-  in_steps(places, std::max<int64_t>(1, (256 << 10) / bytes), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
+/// The rows of x of places [begin, end), `bytes` long, at those places of `out`.
+PreparedRows side_by_side(PreparedRows x, const Order& order, int64_t begin, int64_t end, int64_t bytes, char* out) {
+  in_steps(end - begin, std::max<int64_t>(1, (256 << 10) / bytes), [&](int64_t first, int64_t last) {
+    for (int64_t i = begin + first; i < begin + last; ++i) {
       std::memcpy(out + i * bytes, x.from_row(order.token[i]).data, size_t(bytes));
     }
   });
@@ -169,8 +169,8 @@ struct Moe::Shared {
   float* logits;  // [rows], of its gate
 };
 
-Moe::Moe(MoeWeights weights, const Gating& gating, Activation act)
-    : weights_(std::move(weights)), gating_(gating), act_(act) {
+Moe::Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks)
+    : weights_(std::move(weights)), gating_(gating), act_(act), ranks_(std::move(ranks)) {
   const auto& [router, bias, gate_up, down, shared, shared_gate] = weights_;
   const int64_t experts = router.n, size = router.k;
   need(experts >= 1 && experts <= kMaxExperts, "between 1 and 1024 experts");
@@ -179,17 +179,19 @@ Moe::Moe(MoeWeights weights, const Gating& gating, Activation act)
   need(gating.groups_kept >= 1 && gating.groups_kept <= gating.groups, "groups_kept is out of range");
   need(gating.experts_per_token <= experts / gating.groups * gating.groups_kept, "too few experts in the kept groups");
   need(bias.empty() || int64_t(bias.size()) == experts, "one router bias per expert");
-  need(int64_t(gate_up.size()) == experts && int64_t(down.size()) == experts, "one gate_up and one down per expert");
+  const int64_t held = ranks_ ? share_begin_of(ranks_->rank() + 1) - share_begin_of(ranks_->rank()) : experts;
+  need(held >= 1, "more ranks than experts");
+  need(int64_t(gate_up.size()) == held && int64_t(down.size()) == held, "one gate_up and one down per expert");
   need(shared.empty() || shared.size() == 2, "the shared expert is a gate_up and a down");
   need(shared_gate.empty() || (!shared.empty() && shared_gate[0].n == 1 && shared_gate[0].k == size),
        "the shared expert's gate has one row of the model's size");
   std::vector<std::pair<const PackedWeight*, const PackedWeight*>> pairs;
-  for (int64_t e = 0; e < experts; ++e) pairs.emplace_back(&gate_up[size_t(e)], &down[size_t(e)]);
+  for (int64_t e = 0; e < held; ++e) pairs.emplace_back(&gate_up[size_t(e)], &down[size_t(e)]);
   if (!shared.empty()) pairs.emplace_back(&shared[0], &shared[1]);
   for (const auto& [up, out] : pairs) {
     need(up->gated && up->k == size && out->n == size && out->k == up->columns(), "an expert's shapes do not fit");
   }
-  for (int64_t e = 1; e < experts; ++e) {
+  for (int64_t e = 1; e < held; ++e) {
     need(gate_up[size_t(e)].n == gate_up[0].n && gate_up[size_t(e)].kind == gate_up[0].kind &&
              down[size_t(e)].kind == down[0].kind,
          "all experts have one shape and one kind of weight");
@@ -199,7 +201,10 @@ Moe::Moe(MoeWeights weights, const Gating& gating, Activation act)
 
 void Moe::run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* residual, int64_t ld_residual, DType type,
               int64_t rows) const {
-  const int64_t step = std::max<int64_t>(1, kMaxPlaces / gating_.experts_per_token), bytes = bytes_of(type);
+  const int64_t bytes = bytes_of(type), row_bytes = gating_.experts_per_token * size() * bytes;
+  int64_t step = std::max<int64_t>(1, kMaxPlaces / gating_.experts_per_token);
+  if (ranks_) step = std::min(step, ranks_->part_bytes() / row_bytes);
+  need(step >= 1, "a token's products do not fit into the ranks' memory");
   for (int64_t row = 0; row < rows; row += step) {
     run_part({static_cast<const char*>(x) + row * ldx * bytes, ldx, static_cast<char*>(y) + row * ldy * bytes, ldy,
               residual == nullptr ? nullptr : static_cast<const char*>(residual) + row * ld_residual * bytes,
@@ -249,20 +254,43 @@ void Moe::run_part(const Part& part) const {
   order.sort(chosen, rows, per_token, weights_.router.n);
   const PreparedRows given{part.x, part.type, part.ldx * bytes};
   // A single row is all there is: every expert reads it where it lies.
-  const PreparedRows x =
-      rows == 1 ? PreparedRows{part.x, part.type, 0} : side_by_side(given, order, places, size * bytes, sorted);
+  const int64_t first = ranks_ ? share_begin_of(ranks_->rank()) : 0;
+  const std::vector<int64_t> own(order.begin.begin() + first, order.begin.begin() + first + int64_t(down.size()) + 1);
+  const PreparedRows x = rows == 1
+                             ? PreparedRows{part.x, part.type, 0}
+                             : side_by_side(given, order, own.front(), own.back(), size * bytes, sorted);
   Epilogue gate;
   gate.act = act_;
-  products(gate_up, order.begin, prepared(gate_up, order.begin, x, x_ready), {h, part.type, inner}, gate);
-  const PreparedRows h_rows = prepared(down, order.begin, {h, part.type, inner * bytes}, h_ready);
-  products(down, order.begin, h_rows, {z, part.type, size}, {});
+  products(gate_up, own, prepared(gate_up, own, x, x_ready), {h, part.type, inner}, gate);
+  const PreparedRows h_rows = prepared(down, own, {h, part.type, inner * bytes}, h_ready);
+  products(down, own, h_rows, {z, part.type, size}, {});
   run_shared(part, shared);
+  if (ranks_) gather(order.begin, size * bytes, z);
 
   const float* shared_logits = weights_.shared_gate.empty() ? nullptr : shared.logits;
   const Combine combine{part.type,  size,          per_token,     weights,          order.place, z,
                         shared.out, shared_logits, part.residual, part.ld_residual, part.y,      part.ldy};
   in_steps(rows, std::max<int64_t>(1, (64 << 10) / (size * (per_token + 1))),
            [&](int64_t first, int64_t last) { moe_ops().combine(combine, first, last); });
+}
+
+int64_t Moe::share_begin_of(int rank) const { return share_begin(weights_.router.n, rank, ranks_->size()); }
+
+/// The rows of z [places] that the other ranks have computed. begin: [E + 1] places.
+void Moe::gather(const std::vector<int64_t>& begin, int64_t row_bytes, char* z) const {
+  const auto rows_of = [&](int rank) {
+    const int64_t first = begin[size_t(share_begin_of(rank))], last = begin[size_t(share_begin_of(rank + 1))];
+    return std::pair<char*, size_t>{z + first * row_bytes, size_t((last - first) * row_bytes)};
+  };
+  const auto [own, own_bytes] = rows_of(ranks_->rank());
+  std::memcpy(ranks_->mine(), own, own_bytes);
+  size_t most = 0;
+  for (int rank = 0; rank < ranks_->size(); ++rank) most = std::max(most, rows_of(rank).second);
+  ranks_->exchange(int64_t(most));
+  for (int rank = 0; rank < ranks_->size(); ++rank) {
+    const auto [theirs, bytes] = rows_of(rank);
+    if (rank != ranks_->rank()) std::memcpy(theirs, ranks_->part(rank), bytes);
+  }
 }
 
 void Moe::run_shared(const Part& part, const Shared& to) const {

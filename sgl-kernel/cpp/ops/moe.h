@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "base/ranks.h"
 #include "ops/gemm.h"
 #include "ops/table.h"
 
@@ -67,8 +69,10 @@ struct MoeWeights {
 
 class Moe {
  public:
+  /// ranks: each holds its share (share_begin) of the experts in gate_up and down, computes those, and gets the products
+  /// of the others before they are combined: every rank gets the bits of one that holds all. null: this one does.
   /// Throws std::invalid_argument when the shapes do not go together.
-  Moe(MoeWeights weights, const Gating& gating, Activation act);
+  Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks = nullptr);
 
   /// y = moe(x) + residual. x, y: [rows, M] of `type` (f32, bf16, f16), ld elements apart; residual null: none; y may
   /// be the residual but not x. Uses scratch slot 2 of the calling thread.
@@ -83,10 +87,13 @@ class Moe {
   void run_part(const Part& part) const;
   void route(const Part& part, float* logits, float* weights, int32_t* chosen) const;
   void run_shared(const Part& part, const Shared& to) const;
+  int64_t share_begin_of(int rank) const;
+  void gather(const std::vector<int64_t>& begin, int64_t row_bytes, char* z) const;
 
   MoeWeights weights_;
   Gating gating_;
   Activation act_;
+  std::shared_ptr<Ranks> ranks_;
 };
 
 void top_experts(const GatingRows& op, int64_t rows);

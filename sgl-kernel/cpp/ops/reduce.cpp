@@ -20,7 +20,7 @@ void reduced_gemm(Ranks& ranks, const PackedWeight& w, const void* x, int64_t ld
   for (int64_t row = 0; row < rows; row += most) {
     const int64_t count = std::min(most, rows - row);
     gemm(w, static_cast<const char*>(x) + row * ldx * item, type, ldx, ranks.mine(), DType::f32, columns, count, {});
-    ranks.exchange();
+    ranks.exchange(count * columns * int64_t(sizeof(float)));
     const int64_t per_task = std::max<int64_t>(1, kTaskElements / columns);
     const auto finish_rows = [&](int64_t task) {
       for (int64_t i = task * per_task; i < std::min(count, (task + 1) * per_task); ++i) {

@@ -78,7 +78,7 @@ void Program::gather_logits(int64_t begin, int64_t end, float* out) {
     const int64_t count = std::min(most, end - row);
     run_head(row, row + count, static_cast<float*>(ranks_->mine()));
     timed("gather", [&] {
-      ranks_->exchange();
+      ranks_->exchange(count * widest);
       for (int r = 0; r < ranks_->size(); ++r) {
         const int64_t first = share_begin(whole_vocabulary_, r, ranks_->size());
         const int64_t columns = share_begin(whole_vocabulary_, r + 1, ranks_->size()) - first;
@@ -118,7 +118,7 @@ void Program::gather_best(Best& best, std::vector<float>& peaks) {
     const size_t count = std::min(most, peaks.size() - row);
     Candidate* const mine = static_cast<Candidate*>(ranks_->mine());
     for (size_t i = 0; i < count; ++i) mine[i] = {peaks[row + i], int32_t(own + best.tokens[row + i])};
-    ranks_->exchange();
+    ranks_->exchange(int64_t(count * sizeof(Candidate)));
     for (size_t i = 0; i < count; ++i) {
       Candidate winner = static_cast<const Candidate*>(ranks_->part(0))[i];
       for (int r = 1; r < ranks_->size(); ++r) {  // of equal ones the first wins, as in argmax; a NaN spoils the row

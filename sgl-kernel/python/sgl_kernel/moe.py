@@ -43,15 +43,17 @@ def moe(
     router_bias: Sequence[float] = (),
     shared: Sequence[Any] = (),
     shared_gate: Any = None,
+    ranks: Any = None,
 ) -> Any:
     """One layer of experts, for `run_moe`. All weights are PackedWeights; ValueError when they do not go together.
 
     router: [E, M]. gate_up: E gated weights [2F, M]. down: E weights [M, F]. shared: the gate_up and the down of an
     expert that every token visits, weighted by the sigmoid of `shared_gate` [1, M] when there is one.
-    act: silu, gelu_tanh, gelu_erf or relu.
+    act: silu, gelu_tanh, gelu_erf or relu. ranks: each holds only experts
+    [E * rank // size, E * (rank + 1) // size), and all run the layer together, with the same x.
     """
     gates = [] if shared_gate is None else [shared_gate]
-    return _C.moe(router, list(router_bias), list(gate_up), list(down), list(shared), gates, gating, act)
+    return _C.moe(router, list(router_bias), list(gate_up), list(down), list(shared), gates, gating, act, ranks)
 
 
 def run_moe(moe: Any, x: Any, y: Any, residual: Any = None) -> None:

@@ -114,3 +114,27 @@ def test_chunking_can_be_off():
 def test_prefill_budget_fits_the_longest_sequence():
     args, _ = resolve(ServerArgs(), dataclasses.replace(MODEL, context_length=40000))
     assert args.max_prefill_tokens == 40000
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"tp_size": 3}, "1, 2, 4 or 8"),
+        ({"tp_size": 2, "quantization": "int8"}, "quantized"),
+        ({"tp_size": 2, "in_process": True}, "--in-process"),
+        ({"tp_size": 2, "nnodes": 2}, "--dist-init-addr"),
+        ({"tp_size": 2, "nnodes": 2, "dist_init_addr": "host"}, "no address"),
+        ({"tp_size": 2, "nnodes": 2, "node_rank": 2, "dist_init_addr": "h:1"}, "Count from 0"),
+        ({"tp_size": 2, "nnodes": 4, "dist_init_addr": "h:1"}, "spread evenly"),
+    ],
+)
+def test_ranks_that_cannot_be(given, says):
+    with pytest.raises(ConfigError) as caught:
+        resolve(ServerArgs.create(**given), MODEL)
+    assert says in str(caught.value)
+
+
+def test_ranks_that_can_be():
+    given = {"tp_size": 2, "nnodes": 2, "node_rank": 1, "dist_init_addr": "[::1]:5000"}
+    args, _ = resolve(ServerArgs.create(**given), MODEL)
+    assert (args.tp_size, args.nnodes, args.node_rank) == (2, 2, 1)

@@ -6,7 +6,7 @@ import pytest
 
 from moonlang.config.shard import Shard, obstacle, segments
 
-FITTING = {"heads": 8, "kv_heads": 2, "head_dim": 16, "inner": 96}
+FITTING = {"heads": 8, "kv_heads": 2, "head_dim": 16, "inner": 96, "experts": None}
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
@@ -41,6 +41,7 @@ def test_segments() -> None:
         (4, {"kv_heads": 3}, "KV heads"),
         (2, {"inner": 100}, "feed-forward"),
         (2, {"head_dim": 1}, "attention"),
+        (4, {"experts": 2}, "experts"),
     ],
 )
 def test_what_cannot_be_shared(size: int, changes: dict[str, int], why: str) -> None:

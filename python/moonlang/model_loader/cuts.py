@@ -1,0 +1,26 @@
+"""What a rank's model holds of the checkpoint's tensors."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from moonlang.layers.cut import Cuts, rows
+from moonlang.layers.linear import Linear
+from moonlang.moe.experts import Experts
+
+
+def cuts_of(model: nn.Module) -> dict[str, Cuts]:
+    """By parameter, the parts of the tensors that make it up; parameters that are whole are left out.
+
+    The parameters of experts are cut as one tensor [E, ...], of which the rank has some of the E.
+    """
+    found: dict[str, Cuts] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and module.cuts:
+            found[f"{name}.weight"] = module.cuts
+            if module.bias is not None and module.cuts[0].axis == 0:
+                found[f"{name}.bias"] = module.cuts
+        elif isinstance(module, Experts) and len(module.part) < module.count:
+            cut = (rows(module.part, module.count),)
+            found |= {f"{name}.gate_up_proj": cut, f"{name}.down_proj": cut}
+    return found
