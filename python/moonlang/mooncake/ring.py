@@ -119,6 +119,7 @@ class Writer:
         self._checksum = checksum
         self._consumed = 0
         self._arena_position = 0
+        self._arena_floor = 0  # below it nothing is in use, whatever the reader says
 
     @property
     def unread(self) -> bool:
@@ -151,10 +152,11 @@ class Writer:
     def _put_piece(self, kind: int, piece: memoryview, at: int, total: int) -> bool:
         """One piece in the arena, and its frame."""
         size = len(piece)
-        released = self.words[RELEASED]
         position = self._arena_position
+        released = self.words[RELEASED]
         if released == position:  # empty: begin at the start, which the caches know
-            released = position = -(-position // self._arena_bytes) * self._arena_bytes
+            self._arena_floor = position = -(-position // self._arena_bytes) * self._arena_bytes
+        released = max(released, self._arena_floor)
         offset = position % self._arena_bytes
         if offset + size > self._arena_bytes:
             position += self._arena_bytes - offset
