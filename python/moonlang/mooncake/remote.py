@@ -19,6 +19,7 @@ import ctypes
 import hashlib
 import hmac
 import mmap
+import os
 import secrets
 import select
 import socket
@@ -57,6 +58,7 @@ from moonlang.mooncake.wheel import DONE, PENDING
 
 RESUME_NS: Final = 5 * NS_PER_S  # for so long a receiver keeps what it has of a lane whose connection broke
 LANDING_NS: Final = 2 * NS_PER_S  # a write that was rung for and is not there by then is lost
+OVERTAKEN_NS: Final = 60_000  # so long a reader stays awake for a write that was rung for
 MAX_FLIGHTS: Final = 8  # writes of one lane under way; what is stored meanwhile makes the next batch
 UNACKNOWLEDGED_MS: Final = 800  # bytes that the peer's host does not take for so long end the connection
 MAX_TRIES: Final = 2  # of one write
@@ -396,7 +398,7 @@ class RemoteIn(InLane):
     def _read(self, most: int, found: list[Envelope]) -> None:
         self._hear()
         try:
-            while self._bells and self._landed(*self._bells[0]):
+            while self._bells and self._lands(*self._bells[0]):
                 self._produced = self.reader.words[PRODUCED] = self._bells.popleft()[0]
                 self._late_ns = 0
             super().read(most, found)
@@ -470,13 +472,22 @@ class RemoteIn(InLane):
             raise RingError(f"A bell rings for {end}, behind {self._produced}.")
         return self._sums.of_parts(self._memory.view, _parts(self._produced, end, self._ring_bytes)) == expected
 
+    def _lands(self, end: int, expected: int) -> bool:
+        """The same a moment later: the bell overtakes the write by some microseconds."""
+        until_ns = monotonic_ns() + OVERTAKEN_NS
+        while not self._landed(end, expected):
+            if monotonic_ns() > until_ns:
+                return False
+            os.sched_yield()  # the engine's threads need a core to bring it
+        return True
+
     def _wait_for_landing(self) -> None:
         """The bell was faster than the write. RingError: it never comes."""
         now_ns = monotonic_ns()
         self._late_ns = self._late_ns or now_ns
         if now_ns - self._late_ns > LANDING_NS:
             raise RingError(f"A write was rung for {LANDING_NS // NS_PER_MS} ms ago, and is not there.")
-        sleep_s(_LANDING_NAP_S)  # the engine's threads need a core to bring it
+        sleep_s(_LANDING_NAP_S)
 
 
 class Sums:
