@@ -1,6 +1,6 @@
 """How long until the last of N workers has a message, against one worker: groups of 1, 2 and 4 take turns.
 
-    python benchmark/plan_broadcast.py [--messages 300] [--rounds 7] [--bytes 2000]
+python benchmark/plan_broadcast.py [--messages 300] [--rounds 7] [--bytes 2000]
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def main() -> None:
                 rows.append(row)
     for workers in GROUPS:
         ratio = statistics.median(row[workers] / row[1] for row in rows)
-        print(f"{workers} workers: the last after {statistics.median(row[workers] for row in rows):.1f} us, {ratio:.2f}x")
+        print(
+            f"{workers} workers: the last after {statistics.median(row[workers] for row in rows):.1f} us, {ratio:.2f}x"
+        )
     args.out.write_text(json.dumps({"machine": engines.machine(), "rounds": rows}, indent=1) + "\n")
 
 

@@ -96,9 +96,7 @@ def test_api_server_here_scheduler_there(hosts: TwoHosts, tmp_path: Path) -> Non
     processes: list[subprocess.Popen[str]] = []
     try:
         for role in topology.CHILDREN:
-            job = Job(
-                role=role, parent_pid=os.getpid(), addresses=addresses, token="cluster", args=args, model=model
-            )
+            job = Job(role=role, parent_pid=os.getpid(), addresses=addresses, token="cluster", args=args, model=model)
             job_file(tmp_path, role).write_bytes(msgspec.json.encode(job))
             arguments = ("-m", "moonlang.roles.process", str(job_file(tmp_path, role)))
             processes.append(hosts.python(places[role], arguments))

@@ -125,9 +125,7 @@ def pair(kind: str, folder: Path, ports: Callable[[], int]) -> Iterator[Mailbox]
             yield mailbox
         return
     tcp = kind in ("zmq-tcp", "mooncake-te")
-    addresses = {
-        name: f"tcp://127.0.0.1:{ports()}" if tcp else f"ipc://{folder}/{kind}-{name}" for name in (NEAR, FAR)
-    }
+    addresses = {name: f"tcp://127.0.0.1:{ports()}" if tcp else f"ipc://{folder}/{kind}-{name}" for name in (NEAR, FAR)}
     plan = folder / f"{kind}.json"
     plan.write_bytes(msgspec.json.encode(_Plan(kind, addresses)))
     mailbox = _open(kind, NEAR, addresses)

@@ -57,8 +57,10 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(table(found)))
     if args.out is not None:
         machine = {"cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
-        rounds = {kind: {size: list(map(dataclasses.asdict, rows)) for size, rows in by_size.items()}
-                  for kind, by_size in found.items()}
+        rounds = {
+            kind: {size: list(map(dataclasses.asdict, rows)) for size, rows in by_size.items()}
+            for kind, by_size in found.items()
+        }
         args.out.write_text(json.dumps({"machine": machine, "rounds": rounds}, indent=1) + "\n")
     return 0
 

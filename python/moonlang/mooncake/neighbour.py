@@ -25,9 +25,7 @@ class NeighbourOut(OutLane):
     """The sending end; it makes the memory, so messages can be stored before the peer is there."""
 
     def __init__(self, identity: Identity, to: str, path: str, *, patient: bool) -> None:
-        self._fd, self._memory = shared_memory.create(
-            f"moonlang-{identity.name}-{to}", identity.geometry.total_bytes
-        )
+        self._fd, self._memory = shared_memory.create(f"moonlang-{identity.name}-{to}", identity.geometry.total_bytes)
         super().__init__(identity, to, Writer(self._memory.view, identity.geometry), patient=patient)
         self._path = path
         self._bell = -1

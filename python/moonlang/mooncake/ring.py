@@ -293,9 +293,7 @@ class Reader:
         if size > most or need > produced - at or at % self._ring_bytes + need > self._ring_bytes:
             raise RingError(f"A frame of {size} bytes at {at} does not fit.")
 
-    def _read_large(
-        self, kind: int, start: int, size: int, deliver: Callable[[memoryview | bytearray], bool]
-    ) -> bool:
+    def _read_large(self, kind: int, start: int, size: int, deliver: Callable[[memoryview | bytearray], bool]) -> bool:
         if kind not in (_BLOCK, _PART) or size != _REFERENCE.size:
             raise RingError(f"A frame of kind {kind} with {size} bytes is unknown.")
         position, length, at, total, checksum = _REFERENCE.unpack_from(self._bytes, start)

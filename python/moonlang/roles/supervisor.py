@@ -125,9 +125,7 @@ class Cluster:
         self.endpoint = open_mailbox(self._args.messaging_backend, topology.API, addresses, token)
         for role in topology.CHILDREN:
             self._heartbeats[role] = Heartbeat(heartbeat_file(directory, role), self._args.watchdog_timeout)
-            job = Job(
-                role=role, parent_pid=os.getpid(), addresses=addresses, token=token, args=self._args, model=model
-            )
+            job = Job(role=role, parent_pid=os.getpid(), addresses=addresses, token=token, args=self._args, model=model)
             job_file(directory, role).write_bytes(msgspec.json.encode(job))
         self._group = ProcessGroup(topology.CHILDREN, directory, self._exited)
 
