@@ -43,7 +43,7 @@ class Codec:
             raise PeerError(f"A frame of {len(frame)} bytes is over the limit of {self._max_bytes} bytes.")
         try:
             return self._decoder.decode(frame)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PeerError(f"A frame of {len(frame)} bytes is not a message: {error}.") from error
 
     def _too_large(self, envelope: Envelope, size: int) -> PeerError:

@@ -1,8 +1,8 @@
 """Messages between processes without a broker, a copy through the kernel or a core polled away.
 
 Every pair of endpoints that talk has a lane in each direction: a ring in shared memory on one host (`neighbour`), one
-that Mooncake's transfer engine writes into between hosts (`remote`). A reader that has nothing to do sleeps in poll(2)
-on a bell; a writer rings only when the reader has said that it sleeps.
+that Mooncake's transfer engine writes into between hosts (`remote_out`, `remote_in`). A reader that has nothing to do
+sleeps in poll(2) on a bell; a writer rings only when the reader has said that it sleeps.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from moonlang.mooncake.greeting import Hello, Proof, Rejected, Talk, Welcome
 from moonlang.mooncake.lane import Identity, InLane, OutLane, wait_hang_up
 from moonlang.mooncake.listener import Listener
 from moonlang.mooncake.neighbour import NeighbourIn, NeighbourOut
-from moonlang.mooncake.remote import RemoteIn, RemoteOut, Site
+from moonlang.mooncake.remote_in import RemoteIn
+from moonlang.mooncake.remote_out import RemoteOut
 from moonlang.mooncake.ring import DEFAULT_GEOMETRY, Geometry, RingError, fence
+from moonlang.mooncake.site import Site
 
 NewEngine = Callable[[str], Engine]
 

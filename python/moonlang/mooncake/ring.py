@@ -1,13 +1,14 @@
-"""Frames from one writer to one reader through one piece of memory that both see; no locks, no system calls.
+"""Frames from one writer to its readers through one piece of memory that all see; no locks, no system calls.
 
-    header | ring of frames | arena of large bodies
+    header of every reader | ring of frames | arena of large bodies
 
 Positions only grow; where something lies is its position modulo the size of its part. The writer stores a frame, then
 the position behind it; the reader reads up to there, then stores how far it has come: these stores are the credits
 that the writer may use up, so memory is bounded by the geometry. A frame is a word (kind and size), then its content
 padded to words, and never wraps: the end of the ring is skipped. A message too large for a frame lies in the arena,
 in one block or in several parts one after the other, and the frame says where; the block is the reader's until the
-message is decoded.
+message is decoded. Mostly there is one reader; where there are several, each gets every message, and what the last of
+them has read may be used again.
 
 Words are stored and loaded whole (a memoryview of format Q copies them in one instruction), and in order: x86-64 keeps
 the order of stores and of loads. What it does not keep is a store before a later load: see `fence`.
@@ -26,12 +27,12 @@ from typing import Final
 
 from moonlang.base.errors import ConfigError, PeerError
 
-HEADER_BYTES: Final = 256
+HEADER_BYTES: Final = 256  # of each reader
 WORD: Final = 8
 INLINE_BYTES: Final = 8192  # larger messages go through the arena
 
-# Words of the header, each in the cache line of whoever writes it.
-PRODUCED: Final = 0  # position behind the last complete frame; the writer's
+# Words of a header, each in the cache line of whoever writes it.
+PRODUCED: Final = 0  # position behind the last complete frame; the writer's; only in the first header
 CONSUMED: Final = 8  # position behind the last frame that was read; the reader's
 RELEASED: Final = 9  # the same of the arena
 READER_SLEEPS: Final = 16  # set by the reader, taken back by the writer, who then rings
@@ -44,6 +45,7 @@ _PART: Final = 4  # a Reference to a part of one
 _KIND_SHIFT: Final = 32
 _SIZE_MASK: Final = (1 << _KIND_SHIFT) - 1
 _INLINE_TAG: Final = _INLINE << _KIND_SHIFT
+_HEADER_WORDS: Final = HEADER_BYTES // WORD
 _REFERENCE: Final = struct.Struct("<QQQQQ")  # position and size in the arena, offset in and size of the message, sum
 
 _barrier = threading.Lock()
@@ -73,6 +75,7 @@ class Geometry:
 
     ring_bytes: int = 1 << 20
     arena_bytes: int = 8 << 20
+    readers: int = 1
 
     def check(self) -> None:
         """ConfigError unless a ring of these sizes can work."""
@@ -82,7 +85,16 @@ class Geometry:
 
     @property
     def total_bytes(self) -> int:
-        return HEADER_BYTES + self.ring_bytes + self.arena_bytes
+        return self.start + self.ring_bytes + self.arena_bytes
+
+    @property
+    def start(self) -> int:
+        """Of the ring."""
+        return HEADER_BYTES * self.readers
+
+    def word(self, word: int, slot: int) -> int:
+        """Where reader `slot` has that word of the header."""
+        return word + slot * _HEADER_WORDS
 
     @property
     def piece_bytes(self) -> int:
@@ -114,16 +126,19 @@ class Writer:
         self._bytes = memory
         self._ring_bytes = geometry.ring_bytes
         self._arena_bytes = geometry.arena_bytes
-        self._arena_start = HEADER_BYTES + geometry.ring_bytes
+        self._start = geometry.start
+        self._arena_start = geometry.start + geometry.ring_bytes
         self._piece_bytes = geometry.piece_bytes
+        self._slots = range(0, geometry.readers * _HEADER_WORDS, _HEADER_WORDS)
         self._checksum = checksum
         self._consumed = 0
         self._arena_position = 0
+        self._arena_floor = 0  # below it nothing is in use, whatever the reader says
 
     @property
     def unread(self) -> bool:
         """Not all frames have been read."""
-        return self.words[CONSUMED] != self.position
+        return any(self.words[CONSUMED + slot] != self.position for slot in self._slots)
 
     def put(self, message: bytearray | bytes) -> bool:
         """Store a message of at most INLINE_BYTES; False when there is no room for it."""
@@ -151,10 +166,11 @@ class Writer:
     def _put_piece(self, kind: int, piece: memoryview, at: int, total: int) -> bool:
         """One piece in the arena, and its frame."""
         size = len(piece)
-        released = self.words[RELEASED]
         position = self._arena_position
+        released = min(self.words[RELEASED + slot] for slot in self._slots)
         if released == position:  # empty: begin at the start, which the caches know
-            released = position = -(-position // self._arena_bytes) * self._arena_bytes
+            self._arena_floor = position = -(-position // self._arena_bytes) * self._arena_bytes
+        released = max(released, self._arena_floor)
         offset = position % self._arena_bytes
         if offset + size > self._arena_bytes:
             position += self._arena_bytes - offset
@@ -182,17 +198,17 @@ class Writer:
         left = self._ring_bytes - offset
         needed = need if need <= left else left + need
         if at + needed - self._consumed > self._ring_bytes:
-            consumed = self.words[CONSUMED]
+            consumed = min(self.words[CONSUMED + slot] for slot in self._slots)
             if not self._consumed <= consumed <= at:
                 raise RingError(f"The reader claims to be at {consumed}, between {self._consumed} and {at}.")
             self._consumed = consumed
             if at + needed - consumed > self._ring_bytes:
                 return 0
         if need > left:
-            self.words[(HEADER_BYTES + offset) >> 3] = _SKIP << _KIND_SHIFT
+            self.words[(self._start + offset) >> 3] = _SKIP << _KIND_SHIFT
             self.position = at + left
             offset = 0
-        return HEADER_BYTES + offset
+        return self._start + offset
 
     def _publish(self, size: int) -> None:
         self.position += (size + 15) & ~7
@@ -205,7 +221,7 @@ class Writer:
 
 
 class Reader:
-    """The reading side. max_bytes: of one message. checksum: as the writer's."""
+    """The reading side. max_bytes: of one message. checksum: as the writer's. slot: which reader this is."""
 
     def __init__(
         self,
@@ -213,14 +229,18 @@ class Reader:
         geometry: Geometry,
         max_bytes: int,
         checksum: Callable[[memoryview], int] | None = None,
+        slot: int = 0,
     ) -> None:
         self.words = memory.cast("Q")
         self.position = 0
         self.released = 0
+        self._consumed_word = geometry.word(CONSUMED, slot)
+        self._released_word = geometry.word(RELEASED, slot)
         self._bytes = memory
         self._ring_bytes = geometry.ring_bytes
         self._arena_bytes = geometry.arena_bytes
-        self._arena_start = HEADER_BYTES + geometry.ring_bytes
+        self._start = geometry.start
+        self._arena_start = geometry.start + geometry.ring_bytes
         self._piece_bytes = geometry.piece_bytes
         self._max_bytes = max_bytes
         self._checksum = checksum
@@ -245,7 +265,7 @@ class Reader:
         credit_at = at + self._ring_bytes // 4
         try:
             while at != produced and count < most:
-                start = HEADER_BYTES + at % self._ring_bytes
+                start = self._start + at % self._ring_bytes
                 word = words[start >> 3]
                 size = word & _SIZE_MASK
                 end = start + WORD + size
@@ -262,10 +282,10 @@ class Reader:
                     count += self._read_large(word >> _KIND_SHIFT, start + WORD, size, deliver)
                     at += (size + 15) & ~7
                 if at >= credit_at:
-                    words[CONSUMED] = at
+                    words[self._consumed_word] = at
                     credit_at = at + self._ring_bytes // 4
         finally:
-            self.position = words[CONSUMED] = at
+            self.position = words[self._consumed_word] = at
         return count
 
     def _check_frame(self, at: int, size: int, most: int, produced: int) -> None:
@@ -299,7 +319,7 @@ class Reader:
         finally:
             body.release()
             self.released = -(-(position + length) // WORD) * WORD
-            self.words[RELEASED] = self.released
+            self.words[self._released_word] = self.released
         return counts
 
     def _add_part(

@@ -1,0 +1,133 @@
+"""Messages over Mooncake's transfer engine between two network namespaces: a server in both, a cable that is pulled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from tiny_folder import write_tiny_folder
+from two_hosts import HOSTS, TwoHosts, two_hosts, why_not
+
+from moonlang.config.model_config import load_model_config
+from moonlang.config.server_args import ServerArgs, resolve
+from moonlang.mooncake import lib
+from moonlang.roles import topology
+from moonlang.roles.process import Job, job_file
+
+END_S = 60.0
+
+pytestmark = pytest.mark.skipif(bool(why_not() or lib.how_to_get()), reason=why_not() or lib.how_to_get() or "-")
+
+_API = """
+import sys, msgspec
+from moonlang.core.messages import Generate, Ready, TextBatch
+from moonlang.core.sampling import SamplingParams
+from moonlang.mooncake.endpoint import MooncakeEndpoint
+mailbox = MooncakeEndpoint("api", msgspec.json.decode(sys.argv[1]), token="cluster")
+ready, tokens = set(), 0
+def messages():
+    mailbox.wait(10**11)
+    return [envelope.body for envelope in mailbox.recv()]
+while len(ready) < 2:
+    ready |= {body.role for body in messages() if isinstance(body, Ready)}
+print("ready", flush=True)
+sampling = SamplingParams(max_new_tokens=8, ignore_eos=True)
+mailbox.send("scheduler", Generate("r", [1, 2, 3], sampling, True))
+while tokens < 8:
+    for body in messages():
+        if isinstance(body, TextBatch):
+            tokens += sum(len(item.tokens) for item in body.items)
+print("tokens", tokens, flush=True)
+mailbox.close()
+"""
+
+_COUNT = """
+import sys, msgspec
+from moonlang.base.clock import sleep_s
+from moonlang.base.errors import PeerError
+from moonlang.core.messages import StopHit
+from moonlang.mooncake.endpoint import MooncakeEndpoint
+name, addresses, total = sys.argv[1], msgspec.json.decode(sys.argv[2]), int(sys.argv[3])
+mailbox = MooncakeEndpoint(name, addresses, token="cluster")
+if name == "a":
+    sent = refused = 0
+    while sent < total:
+        try:
+            mailbox.send("b", StopHit(str(sent)))
+            sent += 1
+        except PeerError:
+            refused += 1
+        sleep_s(0.001)
+        if sent == total // 4 and not refused:
+            print("a quarter", flush=True)
+    print("refused", refused, flush=True)
+    mailbox.wait(10**10)  # until b has all
+    mailbox.close()
+else:
+    got = []
+    while len(got) < total:
+        mailbox.wait(10**9)
+        got += [int(envelope.body.rid) for envelope in mailbox.recv()]
+    print("in order", got == list(range(total)), flush=True)
+    mailbox.send("a", StopHit("all"))
+    mailbox.close()
+"""
+
+
+@pytest.fixture
+def hosts() -> Iterator[TwoHosts]:
+    with two_hosts() as found:
+        yield found
+
+
+def test_api_server_here_scheduler_there(hosts: TwoHosts, tmp_path: Path) -> None:
+    model_path = write_tiny_folder(tmp_path / "model")
+    given = ServerArgs.create(
+        model_path=str(model_path), load_format="dummy", max_total_tokens=2000, messaging_backend="mooncake"
+    )
+    model = load_model_config(str(model_path), given)
+    args, _ = resolve(given, model)
+    places = {topology.API: 0, topology.DETOKENIZER: 0, topology.SCHEDULER: 1}
+    addresses = {role: f"tcp://{HOSTS[host]}:{7000 + number}" for number, (role, host) in enumerate(places.items())}
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for role in topology.CHILDREN:
+            job = Job(role=role, parent_pid=os.getpid(), addresses=addresses, token="cluster", args=args, model=model)
+            job_file(tmp_path, role).write_bytes(msgspec.json.encode(job))
+            arguments = ("-m", "moonlang.roles.process", str(job_file(tmp_path, role)))
+            processes.append(hosts.python(places[role], arguments))
+        text = msgspec.json.encode(addresses).decode()
+        processes.append(hosts.python(0, ("-c", _API, text), stdout=subprocess.PIPE))
+        said, _ = processes[-1].communicate(timeout=END_S)
+        assert said.split("\n")[:2] == ["ready", "tokens 8"]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(END_S)
+
+
+def test_a_cable_that_is_pulled_for_a_moment_loses_and_repeats_nothing(hosts: TwoHosts) -> None:
+    addresses = {name: f"tcp://{host}:7100" for name, host in zip("ab", HOSTS, strict=True)}
+    text = msgspec.json.encode(addresses).decode()
+    b = hosts.python(1, ("-c", _COUNT, "b", text, "2000"), stdout=subprocess.PIPE)
+    a = hosts.python(0, ("-c", _COUNT, "a", text, "2000"), stdout=subprocess.PIPE)
+    try:
+        assert a.stdout is not None
+        assert a.stdout.readline() == "a quarter\n"
+        hosts.cut()
+        with pytest.raises(subprocess.TimeoutExpired):
+            a.wait(1.5)  # longer than the connection lives without an answer
+        hosts.mend()
+        said, _ = b.communicate(timeout=END_S)
+        assert said == "in order True\n"
+        rest, _ = a.communicate(timeout=END_S)
+        assert int(rest.split()[-1]) > 0  # it was told that the peer was out of reach
+    finally:
+        for process in (a, b):
+            process.kill()
+            process.wait()
