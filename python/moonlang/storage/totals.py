@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -57,18 +58,18 @@ class Ledger:
     def complain(self, cause: str, text: str) -> None:
         """Count a failure and log it, unless the same cause has been logged a short while ago."""
         self.failed(cause)
+        self._log_once(logging.WARNING, cause, text)
+
+    def recovered(self, text: str) -> None:
+        self._log_once(logging.INFO, "recovered", text)
+
+    def _log_once(self, level: int, cause: str, text: str) -> None:
         now_ns = self._clock()
         with self._lock:
-            since_ns, silent = self._logged.get(cause, (-_REPEAT_NS, 0))
+            since_ns, silent = self._logged.get(cause, (now_ns - _REPEAT_NS, 0))
             if now_ns - since_ns < _REPEAT_NS:
                 self._logged[cause] = since_ns, silent + 1
                 return
             self._logged[cause] = now_ns, 0
         more = f" ({silent} times more in between)" if silent else ""
-        _log.warning("KV store %s: %s%s", self._name, text, more)
-
-    def recovered(self, text: str) -> None:
-        """The next complaint is news again."""
-        with self._lock:
-            self._logged.clear()
-        _log.warning("KV store %s: %s", self._name, text)
+        _log.log(level, "KV store %s: %s%s", self._name, text, more)
