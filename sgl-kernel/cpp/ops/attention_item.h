@@ -14,6 +14,8 @@ struct Reader {
   void (*values)(const char* const* rows, int begin, int end, int dim, typename A::Unit* out);
 };
 
+constexpr int kQueriesAhead = 8;  // tokens
+
 /// Where a task's arrays lie in its scratch memory.
 template <class A>
 struct ItemMemory {
@@ -99,6 +101,7 @@ class ItemRun {
     for (int i = item_.segment; i < item_.segment_end; ++i) {
       const AttendSegment& segment = segments_[i];
       for (int t = 0; t < segment.count; ++t) {
+        if (t + kQueriesAhead < segment.count) prefetch_queries(segment.token + t + kQueriesAhead);
         for (int g = 0; g < group_; ++g, ++row) {
           memory_.tokens[row] = segment.token + t;
           memory_.positions[row] = segment.start + t;
@@ -110,6 +113,15 @@ class ItemRun {
     __builtin_memset(memory_.outputs, 0, size_t(row * memory_.dims) * sizeof(float));
     __builtin_memset(memory_.zeros, 0, size_t(memory_.zero_bytes));
     rows_ = row;
+  }
+
+  /// All heads of a group at once: they lie side by side, the tokens far apart.
+  void prefetch_queries(int64_t token) const {
+    with_query(call_, token, head_ * group_, [&](const auto* from) {
+      const char* const bytes = reinterpret_cast<const char*>(from);
+      const int64_t count = int64_t{group_} * kv_.key_dim * int64_t{sizeof(*from)};
+      for (int64_t at = 0; at < count; at += kLine) __builtin_prefetch(bytes + at);
+    });
   }
 
   void read_query(int64_t row, int g) {

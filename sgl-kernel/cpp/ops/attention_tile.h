@@ -22,14 +22,15 @@ constexpr float kLog2e = 1.44269504f;
 constexpr float kHidden = -__builtin_inff();
 constexpr float kLowest = -1e30f;  // stands in for the largest score when all are -inf
 
-/// 2^x for x <= 0 within 1 ulp or so; 0 for -inf, NaN for NaN.
+/// 2^x for x <= 0 within 1.5 ulp; 0 for -inf, NaN for NaN.
 ML_INLINE f32v exp2(f32v x) {
-  constexpr float kSeries[] = {1.0f, 0.693147f, 0.24022242f, 0.055507336f, 0.009671513f, 0.0013264727f};
 #if defined(ML_ISA_AVX512)
-  x = max(f32v::set(-200.0f), x);  // far enough that the result is 0, and the polynomial gets a number
-  const f32v n = round(x);
-  return _mm512_scalef_ps(polynomial(x - n, kSeries).v, n.v);
+  // 2^f for 0 <= f < 1. vscalefps takes the floor of its exponent, and the fraction of -inf is 0.
+  constexpr float kSeries[] = {1.0f, 0.693151295f, 0.240164444f, 0.0557999127f, 0.00901702885f, 0.00186713052f};
+  const f32v fraction = _mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return _mm512_scalef_ps(polynomial(fraction, kSeries).v, x.v);
 #else
+  constexpr float kSeries[] = {1.0f, 0.693147f, 0.24022242f, 0.055507336f, 0.009671513f, 0.0013264727f};
   const f32v lowest = f32v::set(-126.0f), inside = max(lowest, x);
   const f32v n = round(inside);
   const f32v scaled = polynomial(inside - n, kSeries) * pow2(max(lowest, n));
