@@ -23,6 +23,7 @@ from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.base.errors import BugError, ConfigError, PeerError
 from moonlang.bench.mailboxes import FAR, KINDS, Mailbox, one, pair
 from moonlang.core.messages import Control, Reply
+from moonlang.mooncake import lib
 
 SIZES = (200, 64 << 10, 1 << 20)
 YARDSTICK = "pyzmq"
@@ -52,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
     kinds = args.backends.split(",")
     if wrong := set(kinds) - KINDS.keys():
         raise ConfigError(f"Unknown backends: {', '.join(sorted(wrong))}.", hint=f"Choose from: {', '.join(KINDS)}.")
+    if "mooncake-te" in kinds and (fix := lib.how_to_get()):
+        print(f"Without mooncake-te. {fix}\n")
+        kinds.remove("mooncake-te")
     sizes = [int(size) for size in args.sizes.split(",")]
     found = measure(kinds, sizes, args.rounds, args.scale)
     print("\n".join(table(found)))

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from moonlang.cli.check import Check
 from moonlang.config import alias, host
 from moonlang.config.server_args import ServerArgs
+from moonlang.roles import run_directory
 
 PYTHON = (3, 11)
 GIB = 1 << 30
@@ -38,6 +39,7 @@ def run(args: ServerArgs) -> Iterator[Check]:
     yield _memory(Path("/proc/meminfo"))
     yield _shared_memory(Path("/dev/shm"))
     yield _port(args)
+    yield _left_behind(None)
 
 
 def _python() -> Check:
@@ -145,3 +147,9 @@ def _port(args: ServerArgs) -> Check:
         except OSError as error:
             return Check("port", "failed", f"{where}: {error.strerror}", "Choose another with --port or --host.")
     return Check("port", "ok", f"{where} is free")
+
+
+def _left_behind(base: Path | None) -> Check:
+    """Sockets and jobs of servers that were killed; shared memory of theirs is gone by itself."""
+    reaped = run_directory.reap(base)
+    return Check("left behind", "ok", f"removed the files of {reaped} killed servers" if reaped else "nothing")

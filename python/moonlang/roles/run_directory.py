@@ -19,9 +19,9 @@ class RunDirectory:
 
     def __init__(self) -> None:
         base = _base()
-        _reap(base)
+        reap(base)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        # The lock is taken before the file gets the name that `_reap` looks for.
+        # The lock is taken before the file gets the name that `reap` looks for.
         unnamed = self.path / "unowned"
         self._lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -42,8 +42,10 @@ def _base() -> Path:
     return base if longest <= _LONGEST_SOCKET_PATH else Path("/tmp")
 
 
-def _reap(base: Path) -> None:
-    """Delete this user's run directories whose owner is dead: nobody holds their lock any more."""
+def reap(base: Path | None = None) -> int:
+    """Delete this user's run directories whose owner is dead: nobody holds their lock any more. How many there were."""
+    base = base or _base()
+    reaped = 0
     for owner in base.glob(f"{_PREFIX}*/{_OWNER}"):
         try:
             if owner.stat().st_uid != os.getuid():
@@ -54,7 +56,9 @@ def _reap(base: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(owner.parent, ignore_errors=True)
+            reaped += 1
         except BlockingIOError:
             pass  # its owner lives
         finally:
             os.close(lock)
+    return reaped

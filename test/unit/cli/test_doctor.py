@@ -70,6 +70,16 @@ def test_shared_memory(tmp_path):
     assert host_checks._shared_memory(tmp_path).text.endswith(str(tmp_path))
 
 
+def test_what_killed_servers_have_left_is_removed(tmp_path):
+    dead = tmp_path / "moonlang-run-dead"
+    dead.mkdir()
+    (dead / "owner.lock").touch()
+    (dead / "api.sock").touch()
+    assert "1 killed" in host_checks._left_behind(tmp_path).text
+    assert not dead.exists()
+    assert host_checks._left_behind(tmp_path).text == "nothing"
+
+
 def test_an_incomplete_model(tmp_path):
     (check,) = model_checks.run(ServerArgs.create(model_path=tmp_path))
     assert (check.name, check.status) == ("model", "failed")
