@@ -31,7 +31,7 @@ READ_BY_CONFIG = {
     "download_dir",
     "json_model_override_args",
     "sampling_backend",
-    "messaging_backend",
+    "disaggregation_decode_enable_offload_kvcache",
 }
 # Choices that SGLang does not have.
 OWN_CHOICES = {

@@ -20,7 +20,7 @@ from torch import nn
 from moonlang.config.host import cpu_kernels
 from moonlang.models.registry import spec_for, specs
 
-TOLERANCE = 2e-4
+TOLERANCE = 4e-4  # float32 sums of up to 1,024 numbers in another order than torch takes
 NEW_TOKENS = 6
 
 LLAMA3 = {

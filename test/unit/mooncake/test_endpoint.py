@@ -206,7 +206,8 @@ def test_a_killed_peer_is_noticed_within_a_second_and_leaves_nothing(opener: Ope
         until_taken(a, "b", StopHit("1"))
         child.send_signal(signal.SIGKILL)
         begun = monotonic_ns()
-        assert "gone" in until_refused(a, "b", StopHit("2"))
+        while "gone" not in until_refused(a, "b", StopHit("2")):  # its inbox may be full before the kernel has ended it
+            assert monotonic_ns() - begun < NS_PER_S
         assert monotonic_ns() - begun < NS_PER_S
     assert segments() == before
     b = opener("b")  # its socket is still there, and is taken over
