@@ -87,7 +87,8 @@ def serving(command: str, model: Path, log: Path, timeout_s: float = 420) -> Ite
             yield replace(server, start_s=time.monotonic() - begin)
         finally:
             server.resume()
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:

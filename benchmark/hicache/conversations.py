@@ -106,23 +106,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for tier, command in (("device", base), ("host", host)):
-            with engines.serving(command, args.model_path, folder / f"{tier}.log") as port:
-                found[tier] = turns(port, talks(), args.turns)
+            with engines.serving(command, args.model_path, folder / f"{tier}.log") as server:
+                found[tier] = turns(server.port, talks(), args.turns)
         with services.store(folder) as store:
             extra = json.dumps({"master_server_address": store.address, "protocol": "tcp", "global_segment_size": 0})
             shared = f"{base} --enable-hierarchical-cache --hicache-storage-backend mooncake"
             shared += f" --hicache-storage-backend-extra-config '{extra.replace('{', '{{').replace('}', '}}')}'"
-            with engines.serving(shared, args.model_path, folder / "store-1.log") as port:
+            with engines.serving(shared, args.model_path, folder / "store-1.log") as server:
                 spoken = talks()
-                found["store"] = turns(port, spoken, args.turns)
+                found["store"] = turns(server.port, spoken, args.turns)
                 time.sleep(3)  # the last pages are on their way
             prompts = [talk.ids for talk in spoken]
-            with engines.serving(base, args.model_path, folder / "cold.log") as port:
-                found["cold"] = again(port, prompts)
-            with engines.serving(shared, args.model_path, folder / "store-2.log") as port:
-                found["restarted"] = again(port, prompts)
+            with engines.serving(base, args.model_path, folder / "cold.log") as server:
+                found["cold"] = again(server.port, prompts)
+            with engines.serving(shared, args.model_path, folder / "store-2.log") as server:
+                found["restarted"] = again(server.port, prompts)
                 with engines.serving(shared, args.model_path, folder / "store-3.log") as second:
-                    found["second server"] = again(second, prompts)
+                    found["second server"] = again(second.port, prompts)
     for tier, row in found.items():
         print(f"{tier:14}", " ".join(f"{key}={value:.4g}" for key, value in row.items()))
     print(f"host over device: {found['device']['mean_ttft_s'] / found['host']['mean_ttft_s']:.2f}x")

@@ -65,7 +65,7 @@ def compare(state: str, folder: Path, args: argparse.Namespace, vocab: int) -> d
         engines.serving(base, args.model_path, folder / "without.log") as without,
         engines.serving(f"{base} {store_flags}", args.model_path, folder / "with.log") as with_store,
     ):
-        ports = {"without": without, "with": with_store}
+        ports = {"without": without.port, "with": with_store.port}
         _round(ports, found, args, vocab, 0)  # rates are learnt, code and memory are warm
         if store is not None and state != "healthy":
             os.kill(store.master.pid, signal.SIGKILL if state == "dead" else signal.SIGSTOP)

@@ -31,9 +31,8 @@ def serving_pairs(
             command = (
                 f"{engines.MOONLANG} --disaggregation-mode {mode} --disaggregation-transfer-backend {backend} {options}"
             )
-            return (
-                f"http://127.0.0.1:{stack.enter_context(engines.serving(command, model, logs / f'{mode}{index}.log'))}"
-            )
+            server = stack.enter_context(engines.serving(command, model, logs / f"{mode}{index}.log"))
+            return f"http://127.0.0.1:{server.port}"
 
         prefills = tuple(start("prefill", i) for i in range(prefill))
         decodes = tuple(start("decode", i) for i in range(decode))
@@ -42,5 +41,5 @@ def serving_pairs(
             router += f" --prefill {url}"
         for url in decodes:
             router += f" --decode {url}"
-        port = stack.enter_context(engines.serving(router, model, logs / "router.log"))
-        yield Deployment(f"http://127.0.0.1:{port}", prefills, decodes)
+        front = stack.enter_context(engines.serving(router, model, logs / "router.log"))
+        yield Deployment(f"http://127.0.0.1:{front.port}", prefills, decodes)

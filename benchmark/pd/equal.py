@@ -62,8 +62,8 @@ def answers(url: str, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def compare(model: Path, prompts: int, backend: str, logs: Path) -> dict[str, Any]:
     vocab = json.loads((model / "config.json").read_text())["vocab_size"]
     requests = bodies(prompts, vocab, seed=prompts)
-    with engines.serving(engines.MOONLANG, model, logs / "alone.log") as port:
-        alone = answers(f"http://127.0.0.1:{port}", requests)
+    with engines.serving(engines.MOONLANG, model, logs / "alone.log") as server:
+        alone = answers(f"http://127.0.0.1:{server.port}", requests)
     with serving_pairs(model, logs, backend=backend) as pairs:
         paired = answers(pairs.router, requests)
     halves = {"greedy": slice(1, None, 2), "seeded": slice(0, None, 2)}
