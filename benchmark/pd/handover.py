@@ -37,7 +37,7 @@ def call(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def moving(url: str) -> tuple[int, int]:
     """(nanoseconds of moving, pairs moved) so far, of one instance."""
-    pairs = call(f"{url}/server_info")["internal_states"][0]["pairs"]
+    pairs = call(f"{url}/server_info")["internal_states"][0]["load"]["pairs"]
     return pairs["total_moving_ns"], pairs["total_moved"]
 
 
