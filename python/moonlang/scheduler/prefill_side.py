@@ -143,12 +143,13 @@ class PrefillSide:
         room = self._rooms[peer_of(request).room]
         room.lease = self._roster.vacate(request)
         room.outcome = outcome
-        room.computed_ns = self._now_ns
         request.state = State.PUSHING
         self._fresh.append(room)
 
     def committed(self, plan_id: int, now_ns: int) -> list[TokenDelta]:
         self._now_ns = now_ns
+        for room in self._fresh:
+            room.computed_ns = now_ns
         self._pushes.committed(plan_id)
         fresh, self._fresh = self._fresh, []
         return [delta for room in fresh for delta in self._land(room)]
