@@ -81,7 +81,8 @@ def main() -> int:
     medians = {way: statistics.median(values) for way, values in found.items()}
     for way, ms in medians.items():
         print(f"{way:17} {ms:8.1f} ms")
-    print(f"ratio: {medians['groups of layers'] / medians['all at the end']:.0%}")
+    if medians["all at the end"]:
+        print(f"ratio: {medians['groups of layers'] / medians['all at the end']:.0%}")
     args.out.write_text(
         json.dumps({"machine": engines.machine(), "backend": args.backend, "ms": found}, indent=1) + "\n"
     )
