@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import platform
 import secrets
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +17,6 @@ def observe() -> HostFacts:
     return HostFacts(
         cuda=has_cuda(),
         cpu_kernels=cpu_kernels(),
-        shared_rings=has_shared_rings(),
         seed=secrets.randbits(_SEED_BITS),
     )
 
@@ -37,11 +34,6 @@ def cpu_kernels() -> str:
 def has_cuda() -> bool:
     """True when there is an NVIDIA device and the installed torch was built for it."""
     return Path("/dev/nvidiactl").exists() and not torch_version().endswith("+cpu")
-
-
-def has_shared_rings() -> bool:
-    """Memory without a name, and a processor that lets others see stores in the order in which they were made."""
-    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
 
 
 def torch_version() -> str:

@@ -31,7 +31,6 @@ class HostFacts:
 
     cuda: bool = False
     cpu_kernels: str = ""  # their instruction set; "" when they are not installed
-    shared_rings: bool = False  # see config.host.has_shared_rings
     seed: int = SEED
 
 
@@ -96,7 +95,7 @@ def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Ch
     if args.disaggregation_decode_enable_offload_kvcache and not args.enable_hierarchical_cache:
         choices.append(("enable_hierarchical_cache", True, "--disaggregation-decode-enable-offload-kvcache needs it"))
     if args.messaging_backend == "auto":
-        choices.append(("messaging_backend", *_messaging(args, host)))
+        choices.append(("messaging_backend", *_messaging(args)))
     return choices
 
 
@@ -106,13 +105,11 @@ def _kv_dtype(args: ServerArgs, model: ModelConfig) -> tuple[str, str]:
     return {"bf16": "bfloat16"}.get(args.kv_cache_dtype, args.kv_cache_dtype), "the full name of what was asked for"
 
 
-def _messaging(args: ServerArgs, host: HostFacts) -> tuple[str, str]:
+def _messaging(args: ServerArgs) -> tuple[str, str]:
     """As measured on one host: docs/explanation/messaging.md."""
     if args.in_process:
         return "inproc", "roles are threads"
-    if host.shared_rings:
-        return "mooncake", "roles are processes of one host: rings in shared memory take half of zmq's round trip"
-    return "zmq", "rings in shared memory need Linux on x86-64"
+    return "zmq", "roles are processes; no whole server was faster with rings in shared memory (mooncake) when measured"
 
 
 def _attention(args: ServerArgs, host: HostFacts) -> tuple[str, str]:
