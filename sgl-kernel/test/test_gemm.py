@@ -61,6 +61,19 @@ def test_epilogue(act, gated, columns):
     assert torch.equal(residual, y)
 
 
+def test_a_weight_with_a_bias_and_bounds_of_its_own():
+    weight, bias, x = torch.randn(2 * 21, 40), torch.randn(2 * 21), torch.randn(5, 40) * 3
+    packed = kernels.pack([weight[:21], weight[21:]], kind="f32", gated=True).with_bias(bias).with_bounds(1.5, 2.0)
+    gate, up = (x.double() @ weight.T.double() + bias).chunk(2, 1)
+    assert (gate > 2).any()
+    assert (up.abs() > 2).any()
+    gate, up = gate.clamp(max=2), up.clamp(-2, 2)
+    expected = (up + 1) * gate * torch.sigmoid(1.5 * gate)
+    torch.testing.assert_close(product(packed, x, 21, act="bounded").double(), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="bias"):
+        packed.with_bias(bias[:21])
+
+
 @pytest.mark.parametrize("kind", ["bf16", "f32"])
 def test_the_bits_of_a_row_do_not_depend_on_the_others(kind):
     n, k, m = 300, 1026, 130

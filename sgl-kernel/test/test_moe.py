@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import sgl_kernel
@@ -79,16 +81,22 @@ class Layer:
         self.always = (random(2 * self.inner, self.size), random(self.size, self.inner)) if self.shared else ()
         self.always_gate = random(1, self.size) if self.shared else None
 
+        self.packed = self.pack(range(EXPERTS))
+
+    def pack(self, experts: Sequence[int], **ranks: Any) -> Any:
+        """The layer with some of the experts. ranks: arguments of `moe.moe`."""
+
         def pack(weight: Tensor, gated: bool = False) -> object:
             return sgl_kernel.pack(weight, kind="f32" if self.dtype == torch.float32 else "bf16", gated=gated)
 
-        self.packed = moe.moe(
+        return moe.moe(
             router=pack(self.router),
-            gate_up=[pack(weight, True) for weight in self.gate_up],
-            down=[pack(weight) for weight in self.down],
+            gate_up=[pack(self.gate_up[e], True) for e in experts],
+            down=[pack(self.down[e]) for e in experts],
             gating=moe.gating(**self.gating),
             shared=[pack(self.always[0], True), pack(self.always[1])] if self.shared else (),
             shared_gate=pack(self.always_gate) if self.always_gate is not None else None,
+            **ranks,
         )
 
     def run(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -90,9 +90,11 @@ def quantized_rows(x: Tensor) -> Tensor:
     return codes.double() * (largest / 127.0).double()
 
 
-def expect(case: Case, x: Tensor, got: Tensor) -> None:
+def expect(case: Case, x: Tensor, got: Tensor, segments: int = 1) -> None:
     """Within the rounding of a sum of float32 products, or of 16-bit rows for the kinds that use them."""
-    rows = quantized_rows(x) if case.kind == "w8a8" else x.double()
+    rows = x.double()
+    if case.kind == "w8a8":
+        rows = torch.cat([quantized_rows(part) for part in x.chunk(segments, 1)], 1)
     error = (got.double() - rows @ case.matrix().T).abs()
     # With zero points two large sums are subtracted.
     codes = case.codes.double().abs() + (8 if case.zeros is not None else 0)
@@ -254,3 +256,58 @@ def test_what_cannot_be_packed() -> None:
         sgl_kernel.pack_quantized([case.codes], [torch.ones(8, 2)], kind="int4", group=64)
     assert sgl_kernel.why_not_packable("int4", 1024, 192, False)
     assert not sgl_kernel.why_not_packable("int4", 192, 192, True)
+
+
+@pytest.mark.parametrize(("kind", "group", "k"), [
+    ("int8", None, 896),
+    ("int8", 32, 256),
+    ("int4", 128, 672),  # segments begin within groups
+    ("int4", 64, 192),
+    ("w8a8", None, 352),
+    ("fp8_e4m3", 128, 1184),
+    ("fp8_e5m2", None, 64),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_segments_share_a_sum(kind: str, group: int | None, k: int, dtype: torch.dtype) -> None:
+    """2, 4 or 8 parts of K, added as a tree, have the bits of one weight that adds eight segments itself."""
+    case = make(kind, 40, k, group=group, zeros=kind == "int4")
+    whole = case.pack(segments=8)
+    assert (whole.segments, whole.k) == (8, k)
+    for m in (1, 2, 7, 100):
+        x = rows_of(m, k, dtype)
+        wanted = product(whole, x, 40)
+        expect(case, x, wanted, 8)
+        for ranks in (2, 4, 8):
+            sums = [product(share(case, rank, ranks), part(x, rank, ranks), 40) for rank in range(ranks)]
+            while len(sums) > 1:
+                sums = [left + right for left, right in zip(sums[::2], sums[1::2], strict=True)]
+            assert torch.equal(sums[0], wanted), (m, ranks)
+
+
+def part(x: Tensor, rank: int, ranks: int) -> Tensor:
+    """The columns of one rank."""
+    return x.chunk(ranks, 1)[rank]
+
+
+def share(case: Case, rank: int, ranks: int) -> object:
+    """What one rank has of a matrix: its columns, and the scales of the groups that they lie in."""
+    codes = part(case.codes, rank, ranks).contiguous()
+    k = codes.shape[1]
+    if case.group >= case.codes.shape[1]:
+        groups, lead = slice(0, 1), 0
+    else:
+        groups, lead = slice(rank * k // case.group, -(-(rank + 1) * k // case.group)), rank * k % case.group
+    scales = case.scales[:, groups].contiguous()
+    zeros = None if case.zeros is None else [case.zeros[:, groups].contiguous()]
+    return sgl_kernel.pack_quantized(
+        [codes], [scales], zeros, kind=case.kind, group=case.group, lead=lead, segments=8 // ranks
+    )
+
+
+def test_impossible_segments() -> None:
+    case = make("int8", 8, 96, order=True)
+    with pytest.raises(ValueError, match="one segment"):
+        case.pack(segments=2)
+    for segments, says in ((0, "segments"), (3, "segments"), (5, "segments"), (16, "segments")):
+        with pytest.raises(ValueError, match=says):
+            make("int8", 8, 96).pack(segments=segments)

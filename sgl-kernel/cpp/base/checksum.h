@@ -46,7 +46,7 @@ constexpr int64_t kBlock = 8192;
 
 /// The checksum of bytes [0, n), and with `copy` not null their copy in the same pass: that of blocks of 8 KB, taken
 /// together in order. Every step is a bijection of its state for given input, so one changed word always changes the
-/// result. python/moonlang/kernels/page_copies.py computes the same, the blocks side by side.
+/// result.
 ML_INLINE uint64_t checksum(const void* data, int64_t n, uint64_t seed = 0, void* copy = nullptr) {
   using namespace checksum_detail;
   const char* from = static_cast<const char*>(data);

@@ -22,11 +22,11 @@ using ml::bind::refuse;
 namespace {
 
 Activation activation(const std::string& name) {
-  constexpr const char* kNames[] = {"none", "silu", "gelu_tanh", "gelu_erf", "relu"};
-  for (int i = 0; i < 5; ++i) {
+  constexpr const char* kNames[] = {"none", "silu", "gelu_tanh", "gelu_erf", "relu", "bounded"};
+  for (int i = 0; i < 6; ++i) {
     if (name == kNames[i]) return Activation(i);
   }
-  refuse("act: expected none, silu, gelu_tanh, gelu_erf or relu, got " + name);
+  refuse("act: expected none, silu, gelu_tanh, gelu_erf, relu or bounded, got " + name);
 }
 
 void need_float(DType type, const char* name) {
@@ -92,6 +92,23 @@ ML_BIND(gemm) {
       .def_ro("segments", &PackedWeight::segments)
       .def_ro("bytes", &PackedWeight::bytes)
       .def_prop_ro("columns", &PackedWeight::columns)
+      .def(
+          "with_bias",
+          [](const PackedWeight& w, const bind::ReadArray& bias) {  // the same memory, and a bias in every product
+            PackedWeight made = w;
+            const auto* data = static_cast<const float*>(bind::vector(bias, "bias", DType::f32, w.n));
+            made.bias = std::shared_ptr<const float>(std::make_shared<bind::ReadArray>(bias), data);
+            return made;
+          },
+          "bias"_a)
+      .def(
+          "with_bounds",
+          [](const PackedWeight& w, float alpha, float limit) {
+            PackedWeight made = w;
+            made.bounds = {alpha, limit};
+            return made;
+          },
+          "alpha"_a, "limit"_a)
       .def("memory", [](nb::handle self) {  // uint8 [bytes], alive as long as the view
         const auto& w = nb::cast<const PackedWeight&>(self);
         const size_t shape[] = {size_t(w.bytes)};

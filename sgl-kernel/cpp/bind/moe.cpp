@@ -26,7 +26,8 @@ Activation gate_named(const std::string& name) {
   if (name == "gelu_tanh") return Activation::gelu_tanh;
   if (name == "gelu_erf") return Activation::gelu_erf;
   if (name == "relu") return Activation::relu;
-  refuse("act: expected silu, gelu_tanh, gelu_erf or relu, got " + name);
+  if (name == "bounded") return Activation::bounded;
+  refuse("act: expected silu, gelu_tanh, gelu_erf, relu or bounded, got " + name);
 }
 
 Gating gating_of(int64_t experts_per_token, bool normalise, bool sigmoid, float scale, int64_t groups,
@@ -94,13 +95,14 @@ ML_BIND(moe) {
       "moe",
       [](const PackedWeight& router, std::vector<float> bias, std::vector<PackedWeight> gate_up,
          std::vector<PackedWeight> down, std::vector<PackedWeight> shared, std::vector<PackedWeight> shared_gate,
-         const Gating& gating, const std::string& act, std::shared_ptr<Ranks> ranks) {
+         const Gating& gating, const std::string& act, std::shared_ptr<Ranks> ranks,
+         std::vector<std::shared_ptr<Exchange>> lanes, bool own_tokens) {
         MoeWeights weights{router,          std::move(bias),   std::move(gate_up),
                            std::move(down), std::move(shared), std::move(shared_gate)};
-        return Moe(std::move(weights), gating, gate_named(act), std::move(ranks));
+        return Moe(std::move(weights), gating, gate_named(act), std::move(ranks), std::move(lanes), own_tokens);
       },
       "router"_a, "bias"_a, "gate_up"_a, "down"_a, "shared"_a, "shared_gate"_a, "gating"_a, "act"_a,
-      "ranks"_a = nb::none());
+      "ranks"_a = nb::none(), "lanes"_a = std::vector<std::shared_ptr<Exchange>>(), "own_tokens"_a = false);
   m.def("run_moe", &run, "moe"_a, "x"_a, "y"_a, "residual"_a.none());
   m.def("top_experts", &choose, "logits"_a, "gating"_a, "bias"_a.none(), "weights"_a, "experts"_a);
 }

@@ -57,9 +57,12 @@ ml::Weight share_vector(const std::optional<ReadArray>& array, const char* name,
 /// What a program knows of its values while it is written: the columns of each buffer's present value.
 class Writer {
  public:
-  Writer(const std::string& dtype, int heads, int kv_heads, int head_dim)
-      : program_({dtype_named(dtype), heads, kv_heads, head_dim}) {
+  Writer(const std::string& dtype, int heads, int kv_heads, int head_dim, int value_dim)
+      : program_({dtype_named(dtype), heads, kv_heads, head_dim, value_dim}) {
     if (kv_heads < 1 || heads < 1 || heads % kv_heads != 0 || head_dim < 1) refuse("heads, kv_heads or head_dim is wrong");
+    if (value_dim != 0 && (kv_heads != 1 || value_dim < 0 || value_dim >= head_dim)) {
+      refuse("a latent is one KV head, and its value a part of it");
+    }
   }
 
   int buffer(int64_t columns, bool kept) {
@@ -82,6 +85,12 @@ class Writer {
     define(out, table.k);
     if (values_[size_t(out)].kept) refuse("embed: every token has an id, not only the kept ones");
     program_.add(std::make_unique<ml::PackedEmbedOp>(out, table, scale));
+  }
+
+  void given(int out, int64_t columns) {
+    define(out, columns);
+    if (values_[size_t(out)].kept) refuse("given: every token has hidden states, not only the kept ones");
+    program_.add(std::make_unique<ml::GivenOp>(out, columns));
   }
 
   void norm(int x, int out, const ReadArray& weight, float eps, const std::string& form, bool added) {
@@ -122,8 +131,9 @@ class Writer {
 
   void attend(int qkv, int out, int layer, const ReadArray& rotation, const std::optional<ReadArray>& q_norm,
               const std::optional<ReadArray>& k_norm, float eps, const std::string& norm_form, float scale, int window,
-              float softcap) {
+              float softcap, const std::optional<ReadArray>& sinks) {
     const ml::ModelShape& shape = program_.shape();
+    if (shape.value_dim != 0) refuse("attend: the program's pages hold latents");
     if (columns(qkv) != int64_t{shape.heads + 2 * shape.kv_heads} * shape.head_dim) refuse("attend: qkv has another width");
     if (values_[size_t(qkv)].kept) refuse("attend: it needs every token");
     const ml::bind::Matrix table = ml::bind::matrix(rotation, "rotation");
@@ -137,6 +147,7 @@ class Writer {
     const ml::DType type = made.norm_form == ml::NormForm::gemma ? ml::DType::f32 : dtype();
     made.q_norm = share_vector(q_norm, "q_norm", type, shape.head_dim);
     made.k_norm = share_vector(k_norm, "k_norm", type, shape.head_dim);
+    made.sinks = share_vector(sinks, "sinks", ml::DType::f32, shape.heads);
     made.eps = eps;
     made.scale = scale;
     made.window = window;
@@ -145,6 +156,48 @@ class Writer {
     same_kind(qkv, out);
     define(out, int64_t{shape.heads} * shape.head_dim);
     program_.add(std::make_unique<ml::AttendOp>(qkv, out, std::move(made)));
+  }
+
+  void by_head(int x, int out, std::vector<ml::PackedWeight> weights, int64_t tail) {
+    if (weights.empty()) refuse("by_head: one weight per head");
+    const int64_t heads = int64_t(weights.size()), n = weights[0].n, k = weights[0].k;
+    for (const ml::PackedWeight& weight : weights) {
+      if (weight.gated || weight.n != n || weight.k != k || weight.kind != weights[0].kind) {
+        refuse("by_head: all heads have weights of one shape and kind");
+      }
+    }
+    if (x == out) refuse("by_head: out must not be x");
+    if (columns(x) != heads * (k + tail)) refuse("by_head: x has another width");
+    same_kind(x, out);
+    define(out, heads * (n + tail));
+    program_.add(std::make_unique<ml::ByHeadOp>(x, out, std::move(weights), tail));
+  }
+
+  void attend_latent(int q, int latent, int out, int layer, const ReadArray& rotation, bool interleaved,
+                     const ReadArray& norm, float eps, const std::string& norm_form, float scale) {
+    const ml::ModelShape& shape = program_.shape();
+    if (shape.value_dim == 0) refuse("attend_latent: the program has no latents");
+    if (columns(q) != int64_t{shape.heads} * shape.head_dim) refuse("attend_latent: q has another width");
+    if (columns(latent) != shape.head_dim) refuse("attend_latent: the latent has another width");
+    if (values_[size_t(q)].kept) refuse("attend_latent: it needs every token");
+    const ml::bind::Matrix table = ml::bind::matrix(rotation, "rotation");
+    if (table.type != ml::DType::f32 || table.columns != shape.head_dim - shape.value_dim || table.ld != table.columns) {
+      refuse("rotation: must be [positions, head_dim - value_dim] float32");
+    }
+    ml::LatentAttendOp::Layer made;
+    made.index = layer;
+    made.rotation = share(rotation);
+    made.interleaved = interleaved;
+    made.norm_form = form_named(norm_form);
+    made.norm = share_vector(norm, "norm", made.norm_form == ml::NormForm::gemma ? ml::DType::f32 : dtype(),
+                             shape.value_dim);
+    made.eps = eps;
+    made.scale = scale;
+    made.plan = program_.plan_for(0);
+    same_kind(q, latent);
+    same_kind(q, out);
+    define(out, int64_t{shape.heads} * shape.value_dim);
+    program_.add(std::make_unique<ml::LatentAttendOp>(q, latent, out, std::move(made)));
   }
 
   void select(int x, int out) {
@@ -158,6 +211,11 @@ class Writer {
     if (columns(hidden) != weight.k) refuse("head: the hidden states have another width");
     if (!values_[size_t(hidden)].kept) refuse("head: the hidden states are not those of the kept tokens");
     program_.set_head(hidden, weight.k, std::make_unique<ml::LinearHead>(weight, dtype(), softcap));
+  }
+
+  void end(int hidden) {
+    if (values_[size_t(hidden)].kept) refuse("end: the hidden states are not those of all tokens");
+    program_.set_end(hidden, columns(hidden));
   }
 
   void share_head(std::shared_ptr<ml::Ranks> ranks, int64_t vocabulary) {
@@ -181,10 +239,13 @@ class Writer {
   void report_to(uint64_t address, int event) { program_.report_to(reinterpret_cast<int64_t*>(address), event); }
 
   void run(const Ints& ids, const Ints& slots, const Ints& starts, const Ints& lengths, const Table& pages,
-           const Ints& kept) {
+           const Ints& kept, uint64_t given) {
     const auto span = [](const Ints& array) { return ml::Span<const int64_t>{array.data(), int64_t(array.size())}; };
-    const ml::Batch batch{span(ids),  span(slots),  span(starts),           span(lengths),
-                          span(kept), pages.data(), int64_t(pages.shape(0)), int64_t(pages.shape(1))};
+    const ml::Batch batch{span(ids),    span(slots),
+                          span(starts), span(lengths),
+                          span(kept),   pages.data(),
+                          int64_t(pages.shape(0)), int64_t(pages.shape(1)),
+                          reinterpret_cast<const void*>(given)};
     const nb::gil_scoped_release free;
     program_.run(batch);
   }
@@ -244,24 +305,35 @@ class Writer {
 
 ML_BIND(program) {
   nb::class_<Writer>(m, "Program")
-      .def(nb::init<const std::string&, int, int, int>(), nb::kw_only(), "dtype"_a, "heads"_a, "kv_heads"_a, "head_dim"_a)
+      .def(nb::init<const std::string&, int, int, int, int>(), nb::kw_only(), "dtype"_a, "heads"_a, "kv_heads"_a,
+           "head_dim"_a, "value_dim"_a = 0)
       .def("buffer", &Writer::buffer, "columns"_a, "kept"_a)
       .def("embed", &Writer::embed, "out"_a, "table"_a, "scale"_a)
       .def("embed_packed", &Writer::embed_packed, "out"_a, "table"_a, "scale"_a)
+      .def("given", &Writer::given, "out"_a, "columns"_a)
       .def("norm", &Writer::norm, "x"_a, "out"_a, "weight"_a, "eps"_a, "form"_a, "added"_a)
       .def("linear", &Writer::linear, "x"_a, "out"_a, "weight"_a, "bias"_a.none(), "residual"_a, "act"_a,
            "ranks"_a = nb::none())
       .def("experts", &Writer::experts, "x"_a, "out"_a, "moe"_a, "residual"_a)
       .def("attend", &Writer::attend, "qkv"_a, "out"_a, nb::kw_only(), "layer"_a, "rotation"_a, "q_norm"_a.none(),
-           "k_norm"_a.none(), "eps"_a, "norm_form"_a, "scale"_a, "window"_a, "softcap"_a)
+           "k_norm"_a.none(), "eps"_a, "norm_form"_a, "scale"_a, "window"_a, "softcap"_a,
+           "sinks"_a = nb::none())
+      .def("by_head", &Writer::by_head, "x"_a, "out"_a, "weights"_a, "tail"_a)
+      .def("attend_latent", &Writer::attend_latent, "q"_a, "latent"_a, "out"_a, nb::kw_only(), "layer"_a, "rotation"_a,
+           "interleaved"_a, "norm"_a, "eps"_a, "norm_form"_a, "scale"_a)
       .def("select", &Writer::select, "x"_a, "out"_a)
       .def("head", &Writer::head, "hidden"_a, "weight"_a, "softcap"_a)
+      .def("end", &Writer::end, "hidden"_a)
+      .def(
+          "hand_over", [](Writer& w, uint64_t to) { w.program().hand_over(reinterpret_cast<void*>(to)); }, "to"_a,
+          nb::call_guard<nb::gil_scoped_release>())
       .def("share_head", &Writer::share_head, "ranks"_a, "vocabulary"_a)
       .def("set_pool", &Writer::set_pool, "address"_a, "pages"_a, "layers"_a, "page_tokens"_a, "dtype"_a)
       .def("report_to", &Writer::report_to, "address"_a, "event"_a)
       .def("report_every", [](Writer& w, int every, int64_t base) { w.program().report_every(every, base); }, "every"_a,
            "base"_a)
-      .def("run", &Writer::run, "ids"_a, "slots"_a, "starts"_a, "lengths"_a, "pages"_a, "kept"_a)
+      .def("run", &Writer::run, "ids"_a, "slots"_a, "starts"_a, "lengths"_a, "pages"_a, "kept"_a,
+           "given"_a = 0)
       .def(
           "logits",
           [](nb::handle_t<Writer> self, int64_t begin, int64_t end) {

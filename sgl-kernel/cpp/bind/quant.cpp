@@ -35,14 +35,15 @@ const float* per_group(const ReadArray& array, const char* name, int64_t rows, i
 
 PackedWeight pack_arrays(const std::vector<ReadArray>& codes, const std::vector<ReadArray>& scales,
                          const std::vector<std::optional<ReadArray>>& zeros, const std::string& kind, int64_t group,
-                         const std::optional<ReadArray>& order, bool gated, Arena& arena) {
+                         int64_t lead, const std::optional<ReadArray>& order, bool gated, Arena& arena,
+                         int64_t segments) {
   if (codes.empty() || codes.size() != scales.size() || codes.size() != zeros.size()) {
     refuse("codes, scales and zeros: need one of each per matrix");
   }
   const int64_t k = bind::matrix(codes[0], "codes").columns;
   if (k == 0) refuse("codes: nothing to pack");
-  const QuantForm form = bind::quant_form(kind, group);
-  const int64_t groups = form.group >= k ? 1 : ceil_div(k, form.group);
+  const QuantForm form = bind::quant_form(kind, group, lead, segments);
+  const int64_t groups = form.groups(k);
   std::vector<QuantRows> sources;
   for (size_t i = 0; i < codes.size(); ++i) {
     const Matrix m = bind::matrix(codes[i], "codes");
@@ -65,8 +66,8 @@ PackedWeight pack_arrays(const std::vector<ReadArray>& codes, const std::vector<
 }  // namespace
 
 ML_BIND(quant) {
-  m.def("pack_quantized", &pack_arrays, "codes"_a, "scales"_a, "zeros"_a, "kind"_a, "group"_a, "order"_a.none(),
-        "gated"_a, "arena"_a);
+  m.def("pack_quantized", &pack_arrays, "codes"_a, "scales"_a, "zeros"_a, "kind"_a, "group"_a, "lead"_a,
+        "order"_a.none(), "gated"_a, "arena"_a, "segments"_a);
   m.def(
       "why_not_packable",
       [](const std::string& kind, int64_t k, int64_t group, bool zeros) {

@@ -53,30 +53,31 @@ nb::dict form(const PackedWeight& w) {
   d["n"] = w.n;
   d["k"] = w.k;
   d["gated"] = w.gated;
-  if (bind::is_dense(w.kind)) {
-    d["segments"] = w.segments;
-    return d;
-  }
-  const QuantLayout& q = quant_layout(w);
-  d["group"] = quant_form(w).group;
+  d["segments"] = w.segments;
+  if (bind::is_dense(w.kind)) return d;
+  const QuantLayout& q = quant_segments(w)[0];
+  const QuantForm form = quant_form(w);
+  d["group"] = form.group;
+  d["lead"] = form.lead;
   d["zeros"] = q.zeros;
   if (!q.order.empty()) d["order"] = q.order;
   return d;
 }
 
-PackedWeight empty(const std::string& kind, int64_t n, int64_t k, bool gated, int64_t group, bool zeros,
-                   const std::optional<std::vector<int32_t>>& order, int64_t segments) {
+PackedWeight empty(const std::string& kind, int64_t n, int64_t k, bool gated, int64_t group, int64_t lead,
+                   bool zeros, const std::optional<std::vector<int32_t>>& order, int64_t segments) {
   if (n < 1 || k < 1) refuse("n and k: must be positive");
   if (kind == "f32" || kind == "bf16") return packed_shape(bind::dense_kind(kind), n, k, gated, segments);
   if (order && int64_t(order->size()) != k) refuse("order: expected k elements");
-  return quantized_shape(bind::quant_form(kind, group), n, k, zeros, order ? order->data() : nullptr, gated);
+  return quantized_shape(bind::quant_form(kind, group, lead, segments), n, k, zeros,
+                         order ? order->data() : nullptr, gated);
 }
 
 /// A weight whose bytes lie in the file: there, or with `arena` copied.
 PackedWeight restore(const std::shared_ptr<MappedFile>& file, int64_t offset, Arena* arena, const std::string& kind,
-                     int64_t n, int64_t k, bool gated, int64_t group, bool zeros,
+                     int64_t n, int64_t k, bool gated, int64_t group, int64_t lead, bool zeros,
                      const std::optional<std::vector<int32_t>>& order, int64_t segments) {
-  PackedWeight w = empty(kind, n, k, gated, group, zeros, order, segments);
+  PackedWeight w = empty(kind, n, k, gated, group, lead, zeros, order, segments);
   check_range(*file, offset, w.bytes);
   if (offset % 64 != 0) refuse("offset: must be a multiple of 64");
   char* const bytes = const_cast<char*>(file->data()) + offset;
@@ -120,5 +121,5 @@ ML_BIND(stored) {
       "bytes"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("form", &form, "weight"_a);
   m.def("restore", &restore, "file"_a, "offset"_a, "arena"_a.none(), nb::kw_only(), "kind"_a, "n"_a, "k"_a, "gated"_a,
-        "group"_a = 0, "zeros"_a = false, "order"_a = nb::none(), "segments"_a = 1);
+        "group"_a = 0, "lead"_a = 0, "zeros"_a = false, "order"_a = nb::none(), "segments"_a = 1);
 }

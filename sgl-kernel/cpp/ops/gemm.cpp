@@ -14,7 +14,6 @@ namespace {
 // register tile.
 constexpr int64_t kRowsBytes = 384 << 10;
 constexpr int64_t kRowsStep = 12;
-constexpr int64_t kMaxRows = 96;
 
 // The work of a task, about 20 us: bytes of weights when memory is the limit, multiply-adds when arithmetic is.
 constexpr int64_t kTaskBytes = 512 << 10;
@@ -22,7 +21,7 @@ constexpr int64_t kTaskProducts = int64_t{3} << 20;
 
 int64_t rows_per_task(int64_t m, int64_t row_bytes) {
   const int64_t fit = std::max(kRowsStep, kRowsBytes / std::max<int64_t>(row_bytes, 1) / kRowsStep * kRowsStep);
-  const int64_t most = std::min(fit, kMaxRows);
+  const int64_t most = std::min(fit, kTileRows);
   if (m <= most) return m;
   const int64_t blocks = ceil_div(m, most);
   return std::min(most, round_up(ceil_div(m, blocks), kRowsStep));
@@ -104,9 +103,9 @@ void gemm_panels(const PackedWeight& w, int64_t begin, int64_t end, PreparedRows
                  const Epilogue& epilogue) {
   const TileOps& ops = tile_ops(w);
   const auto finish = gemm_ops().finish;
-  float* const tile = static_cast<float*>(scratch(kMaxRows * kPanel * int64_t(sizeof(float))));
-  for (int64_t row = 0; row < rows; row += kMaxRows) {
-    const int64_t count = std::min(kMaxRows, rows - row);
+  float* const tile = static_cast<float*>(scratch(kTileRows * kPanel * int64_t(sizeof(float))));
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    const int64_t count = std::min(kTileRows, rows - row);
     const Epilogue part = epilogue.from_row(row, y.type);
     for (int64_t panel = begin; panel < end; ++panel) {
       ops.tile(w, panel, x.from_row(row), count, tile);

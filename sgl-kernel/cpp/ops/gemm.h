@@ -14,11 +14,14 @@
 
 namespace ml {
 
-enum class Activation : int32_t { none = 0, silu = 1, gelu_tanh = 2, gelu_erf = 3, relu = 4 };
+/// bounded: (up + 1) * gate * sigmoid(alpha * gate) with the gate at most `limit` and up within it on both sides, where
+/// alpha and limit are the weight's (PackedWeight::bounds).
+enum class Activation : int32_t { none = 0, silu = 1, gelu_tanh = 2, gelu_erf = 3, relu = 4, bounded = 5 };
 
 /// What happens to a sum before it is rounded to the output type. For a gated weight the result is act(gate) * up.
 struct Epilogue {
-  const float* bias = nullptr;     ///< [N] in the order of the weight's source rows (gated: gate, then up)
+  /// [N] in the order of the weight's source rows (gated: gate, then up); null: the weight's own, if it has one.
+  const float* bias = nullptr;
   const void* residual = nullptr;  ///< [M, columns] of the type of y, may be y itself
   int64_t ld_residual = 0;
   Activation act = Activation::none;
@@ -38,6 +41,8 @@ struct PreparedRows {
 
   PreparedRows from_row(int64_t row) const { return {static_cast<const char*>(data) + row * ld_bytes, type, ld_bytes}; }
 };
+
+constexpr int64_t kTileRows = 96;  ///< most rows of a tile
 
 /// How one kind of weight is multiplied.
 struct TileOps {

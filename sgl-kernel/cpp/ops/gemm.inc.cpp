@@ -309,6 +309,12 @@ ML_INLINE f32v activate(f32v x, Activation act) {
   }
 }
 
+ML_INLINE f32v bounded(f32v gate, f32v up, const Bounds& bounds) {
+  const f32v limit = f32v::set(bounds.limit), one = f32v::set(1.0f);
+  const f32v held = min(gate, limit);
+  return (min(max(up, -limit), limit) + one) * (held * sigmoid(held * f32v::set(bounds.alpha)));
+}
+
 /// `count` <= N lanes at column `column` of the panel's part of y.
 template <class T>
 ML_INLINE void finish_lanes(const PackedWeight& w, const float* tile, int64_t row, int64_t first, int64_t column,
@@ -317,11 +323,12 @@ ML_INLINE void finish_lanes(const PackedWeight& w, const float* tile, int64_t ro
   const int64_t at = first + column;
   f32v value = f32v::load(sums);
   if (e.bias != nullptr) value = value + f32v::load(e.bias + at, count);
-  value = activate(value, e.act);
   if (w.gated) {
     f32v up = f32v::load(sums + kPanel / 2);
     if (e.bias != nullptr) up = up + f32v::load(e.bias + w.columns() + at, count);
-    value = value * up;
+    value = e.act == Activation::bounded ? bounded(value, up, w.bounds) : activate(value, e.act) * up;
+  } else {
+    value = activate(value, e.act);
   }
   if (e.residual != nullptr) {
     value = value + f32v::load(static_cast<const T*>(e.residual) + row * e.ld_residual + at, count);
@@ -350,13 +357,15 @@ void finish_as(const PackedWeight& w, int64_t panel, const float* tile, int64_t 
 
 void finish(const PackedWeight& w, int64_t panel, const float* tile, int64_t rows, const Output& y,
             const Epilogue& epilogue) {
+  Epilogue own = epilogue;
+  if (own.bias == nullptr) own.bias = w.bias.get();
   switch (y.type) {
     case DType::bf16:
-      return finish_as<bf16>(w, panel, tile, rows, y, epilogue);
+      return finish_as<bf16>(w, panel, tile, rows, y, own);
     case DType::f16:
-      return finish_as<fp16>(w, panel, tile, rows, y, epilogue);
+      return finish_as<fp16>(w, panel, tile, rows, y, own);
     default:
-      return finish_as<float>(w, panel, tile, rows, y, epilogue);
+      return finish_as<float>(w, panel, tile, rows, y, own);
   }
 }
 

@@ -5,8 +5,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/pieces.h"
 #include "base/pool.h"
-#include "base/span.h"
+#include "ops/experts.h"
+#include "ops/moe_part.h"
 
 namespace ml {
 namespace {
@@ -15,38 +17,9 @@ namespace {
 // long products, since only the tokens of one expert meet in one.
 constexpr int64_t kMaxPlaces = 16384;
 
-// Rows and work of one task, some 20 us; see gemm.cpp.
-constexpr int64_t kTaskRows = 96;
-constexpr int64_t kTaskBytes = 512 << 10;
-constexpr int64_t kTaskProducts = int64_t{3} << 20;
-
 void need(bool right, const char* what) {
   if (!right) throw std::invalid_argument(std::string("mixture of experts: ") + what);
 }
-
-/// body(first, last) over `rows` in tasks of `step` rows.
-template <class Body>
-void in_steps(int64_t rows, int64_t step, Body body) {
-  if (rows <= step) return body(int64_t{0}, rows);
-  parallel(ceil_div(rows, step), [&](int64_t task) { body(task * step, std::min(rows, (task + 1) * step)); });
-}
-
-/// Hands out pieces of one allocation, each aligned to 64 bytes. The first pass, without memory, only counts.
-class Pieces {
- public:
-  explicit Pieces(char* memory) : memory_(memory) {}
-  template <class T>
-  T* take(int64_t count) {
-    char* const piece = memory_ == nullptr ? nullptr : memory_ + used_;
-    used_ += round_up(count * int64_t(sizeof(T)), 64);
-    return reinterpret_cast<T*>(piece);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* memory_;
-  int64_t used_ = 0;
-};
 
 /// (token, j) pairs sorted by expert, those of one expert by token. Places are positions in that order.
 struct Order {
@@ -67,110 +40,12 @@ struct Order {
   }
 };
 
-struct Task {
-  int64_t expert, first, rows;  // places
-  int64_t panel, last_panel;
-};
-
-/// Every expert's product with its places, cut into tasks.
-std::vector<Task> cut(const std::vector<PackedWeight>& weights, const std::vector<int64_t>& begin) {
-  std::vector<Task> tasks;
-  for (size_t e = 0; e < weights.size(); ++e) {
-    const PackedWeight& w = weights[e];
-    for (int64_t first = begin[e]; first < begin[e + 1]; first += kTaskRows) {
-      const int64_t rows = std::min(kTaskRows, begin[e + 1] - first);
-      const int64_t by_bytes = kTaskBytes / std::max<int64_t>(w.panel_bytes, 1);
-      const int64_t by_products = kTaskProducts / std::max<int64_t>(rows * w.k * kPanel, 1);
-      const int64_t step = std::max<int64_t>(1, std::min(by_bytes, by_products));
-      for (int64_t panel = 0; panel < w.panels; panel += step) {
-        tasks.push_back({int64_t(e), first, rows, panel, std::min(w.panels, panel + step)});
-      }
-    }
-  }
-  return tasks;
-}
-
-/// Every expert's product with its places; places are rows of x and y.
-void products(const std::vector<PackedWeight>& weights, const std::vector<int64_t>& begin, PreparedRows x,
-              const Output& y, const Epilogue& epilogue) {
-  const std::vector<Task> tasks = cut(weights, begin);
-  parallel(int64_t(tasks.size()), [&](int64_t i) {
-    const Task& t = tasks[size_t(i)];
-    gemm_panels(weights[size_t(t.expert)], t.panel, t.last_panel, x.from_row(t.first), t.rows, y.from_row(t.first),
-                epilogue);
-  });
-}
-
-/// The rows of x of places [begin, end), `bytes` long, at those places of `out`.
-PreparedRows side_by_side(PreparedRows x, const Order& order, int64_t begin, int64_t end, int64_t bytes, char* out) {
-  in_steps(end - begin, std::max<int64_t>(1, (256 << 10) / bytes), [&](int64_t first, int64_t last) {
-    for (int64_t i = begin + first; i < begin + last; ++i) {
-      std::memcpy(out + i * bytes, x.from_row(order.token[i]).data, size_t(bytes));
-    }
-  });
-  return {out, x.type, bytes};
-}
-
-/// Every expert's places ready for its weight's kernels; `out` is used when they have to be converted. Each expert
-/// prepares its own: a quantised weight may have an order of columns of its own.
-PreparedRows prepared(const std::vector<PackedWeight>& weights, const std::vector<int64_t>& begin, PreparedRows x,
-                      char* out) {
-  const int64_t bytes = tile_ops(weights[0]).prepared_bytes(weights[0], x.type);
-  if (bytes == 0) return x;
-  std::vector<Task> tasks;
-  for (size_t e = 0; e < weights.size(); ++e) {
-    for (int64_t first = begin[e]; first < begin[e + 1]; first += kTaskRows) {
-      tasks.push_back({int64_t(e), first, std::min(kTaskRows, begin[e + 1] - first), 0, 0});
-    }
-  }
-  PreparedRows result{};
-  parallel(int64_t(tasks.size()), [&](int64_t i) {
-    const Task& t = tasks[size_t(i)];
-    const PackedWeight& w = weights[size_t(t.expert)];
-    const PreparedRows done = tile_ops(w).prepare(w, x.from_row(t.first), t.rows, out + t.first * bytes);
-    if (i == 0) result = done;
-  });
-  return result;
-}
-
-/// Bytes of `places` prepared rows.
-int64_t prepared_size(const std::vector<PackedWeight>& weights, DType type, int64_t places) {
-  return places * tile_ops(weights[0]).prepared_bytes(weights[0], type);
-}
-
-bool prepared_alike(const std::vector<PackedWeight>& weights) {
-  for (const PackedWeight& w : weights) {
-    for (DType type : {DType::f32, DType::bf16, DType::f16}) {
-      const PackedWeight& first = weights[0];
-      if (tile_ops(w).prepared_bytes(w, type) != tile_ops(first).prepared_bytes(first, type)) return false;
-    }
-  }
-  return true;
-}
-
 }  // namespace
 
-/// Some of the rows of a run, few enough for the scratch memory.
-struct Moe::Part {
-  const char* x;
-  int64_t ldx;
-  char* y;
-  int64_t ldy;
-  const char* residual;
-  int64_t ld_residual;
-  DType type;
-  int64_t rows;
-};
-
-/// Where the expert that every token visits leaves its results.
-struct Moe::Shared {
-  char* inner;    // [rows, F]
-  char* out;      // [rows, M]
-  float* logits;  // [rows], of its gate
-};
-
-Moe::Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks)
-    : weights_(std::move(weights)), gating_(gating), act_(act), ranks_(std::move(ranks)) {
+Moe::Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks,
+         std::vector<std::shared_ptr<Exchange>> lanes, bool own_tokens)
+    : weights_(std::move(weights)), gating_(gating), act_(act), ranks_(std::move(ranks)), lanes_(std::move(lanes)),
+      own_tokens_(own_tokens) {
   const auto& [router, bias, gate_up, down, shared, shared_gate] = weights_;
   const int64_t experts = router.n, size = router.k;
   need(experts >= 1 && experts <= kMaxExperts, "between 1 and 1024 experts");
@@ -179,7 +54,13 @@ Moe::Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_p
   need(gating.groups_kept >= 1 && gating.groups_kept <= gating.groups, "groups_kept is out of range");
   need(gating.experts_per_token <= experts / gating.groups * gating.groups_kept, "too few experts in the kept groups");
   need(bias.empty() || int64_t(bias.size()) == experts, "one router bias per expert");
-  const int64_t held = ranks_ ? share_begin_of(ranks_->rank() + 1) - share_begin_of(ranks_->rank()) : experts;
+  need(!own_tokens || !lanes_.empty(), "tokens of one's own need an exchange to travel by");
+  int64_t held = ranks_ ? share_begin_of(ranks_->rank() + 1) - share_begin_of(ranks_->rank()) : experts;
+  for (const auto& lane : lanes_) {
+    need(ranks_ && lane->rank() == ranks_->rank() && lane->size() == ranks_->size(), "an exchange among other ranks");
+    need(int64_t(lane->placement().copies.size()) == experts, "an exchange for another number of experts");
+    held = lane->placement().held[size_t(lane->rank())];
+  }
   need(held >= 1, "more ranks than experts");
   need(int64_t(gate_up.size()) == held && int64_t(down.size()) == held, "one gate_up and one down per expert");
   need(shared.empty() || shared.size() == 2, "the shared expert is a gate_up and a down");
@@ -203,75 +84,103 @@ void Moe::run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* resi
               int64_t rows) const {
   const int64_t bytes = bytes_of(type), row_bytes = gating_.experts_per_token * size() * bytes;
   int64_t step = std::max<int64_t>(1, kMaxPlaces / gating_.experts_per_token);
-  if (ranks_) step = std::min(step, ranks_->part_bytes() / row_bytes);
+  if (own_tokens_) {
+    step = std::min(step, lanes_[0]->most_tokens(size() * bytes, gating_.experts_per_token));
+    need(step >= 1, "a token's products do not fit into the ranks' memory");
+    return run_own({static_cast<const char*>(x), ldx, static_cast<char*>(y), ldy, static_cast<const char*>(residual),
+                    ld_residual, type, rows},
+                   step);
+  }
+  if (!lanes_.empty()) {
+    const int64_t own = std::min(lanes_[0]->most_tokens(size() * bytes, gating_.experts_per_token),
+                                 ranks_->part_bytes() / (size() * bytes));
+    step = std::min(step, own * ranks_->size());
+  } else if (ranks_) {
+    step = std::min(step, ranks_->part_bytes() / row_bytes);
+  }
   need(step >= 1, "a token's products do not fit into the ranks' memory");
   for (int64_t row = 0; row < rows; row += step) {
-    run_part({static_cast<const char*>(x) + row * ldx * bytes, ldx, static_cast<char*>(y) + row * ldy * bytes, ldy,
-              residual == nullptr ? nullptr : static_cast<const char*>(residual) + row * ld_residual * bytes,
-              ld_residual, type, std::min(step, rows - row)});
+    const Part part{static_cast<const char*>(x) + row * ldx * bytes, ldx, static_cast<char*>(y) + row * ldy * bytes, ldy,
+                    residual == nullptr ? nullptr : static_cast<const char*>(residual) + row * ld_residual * bytes,
+                    ld_residual, type, std::min(step, rows - row)};
+    lanes_.empty() ? run_part(part) : run_exchanged(part);
   }
 }
 
-void Moe::route(const Part& part, float* logits, float* weights, int32_t* chosen) const {
+void Moe::route(const Part& part, const Routed& to) const {
   const int64_t experts = weights_.router.n;
-  gemm(weights_.router, part.x, part.type, part.ldx, logits, DType::f32, experts, part.rows, {});
+  gemm(weights_.router, part.x, part.type, part.ldx, to.logits, DType::f32, experts, part.rows, {});
   const float* bias = weights_.router_bias.empty() ? nullptr : weights_.router_bias.data();
-  top_experts({&gating_, logits, bias, experts, weights, chosen}, part.rows);
+  top_experts({&gating_, to.logits, bias, experts, to.weights, to.chosen}, part.rows);
 }
 
 void Moe::run_part(const Part& part) const {
   const int64_t rows = part.rows, per_token = gating_.experts_per_token, places = rows * per_token;
-  const int64_t size = weights_.router.k, inner = weights_.down[0].k, bytes = bytes_of(part.type);
-  const auto& gate_up = weights_.gate_up;
-  const auto& down = weights_.down;
+  const int64_t bytes = size() * bytes_of(part.type);
+  const Experts experts{weights_.gate_up, weights_.down, act_};
 
-  float *logits = nullptr, *weights = nullptr;
-  int32_t* chosen = nullptr;
-  char *sorted = nullptr, *x_ready = nullptr, *h = nullptr, *h_ready = nullptr, *z = nullptr;
+  Routed routed{};
+  char *sorted = nullptr, *z = nullptr;
   Order order{};
+  ExpertsMemory memory{};
   Shared shared{};
   const auto share_out = [&](Pieces pieces) {
-    logits = pieces.take<float>(rows * weights_.router.n);
-    weights = pieces.take<float>(places);
-    chosen = pieces.take<int32_t>(places);
+    routed = take_routed(pieces, rows);
     order.token = pieces.take<int32_t>(places);
     order.place = pieces.take<int32_t>(places);
-    sorted = pieces.take<char>(places * size * bytes);
-    x_ready = pieces.take<char>(prepared_size(gate_up, part.type, places));
-    h = pieces.take<char>(places * inner * bytes);
-    h_ready = pieces.take<char>(prepared_size(down, part.type, places));
-    z = pieces.take<char>(places * size * bytes);
-    if (!weights_.shared.empty()) {
-      shared.inner = pieces.take<char>(rows * weights_.shared[1].k * bytes);
-      shared.out = pieces.take<char>(rows * size * bytes);
-      shared.logits = pieces.take<float>(rows);
-    }
+    sorted = pieces.take<char>(places * bytes);
+    memory = ExpertsMemory::take(pieces, experts, part.type, places);
+    z = pieces.take<char>(places * bytes);
+    shared = take_shared(pieces, part.type, rows);
     return pieces.used();
   };
   share_out(Pieces(static_cast<char*>(scratch(share_out(Pieces(nullptr)), 2))));
 
-  route(part, logits, weights, chosen);
-  order.sort(chosen, rows, per_token, weights_.router.n);
-  const PreparedRows given{part.x, part.type, part.ldx * bytes};
-  // A single row is all there is: every expert reads it where it lies.
+  route(part, routed);
+  order.sort(routed.chosen, rows, per_token, weights_.router.n);
   const int64_t first = ranks_ ? share_begin_of(ranks_->rank()) : 0;
-  const std::vector<int64_t> own(order.begin.begin() + first, order.begin.begin() + first + int64_t(down.size()) + 1);
-  const PreparedRows x = rows == 1
-                             ? PreparedRows{part.x, part.type, 0}
-                             : side_by_side(given, order, own.front(), own.back(), size * bytes, sorted);
-  Epilogue gate;
-  gate.act = act_;
-  products(gate_up, own, prepared(gate_up, own, x, x_ready), {h, part.type, inner}, gate);
-  const PreparedRows h_rows = prepared(down, own, {h, part.type, inner * bytes}, h_ready);
-  products(down, own, h_rows, {z, part.type, size}, {});
+  const auto begin = order.begin.begin() + first;
+  const std::vector<int64_t> own(begin, begin + int64_t(weights_.down.size()) + 1);
+  PreparedRows x{part.x, part.type, 0};  // a single row is all there is: every expert reads it where it lies
+  if (rows > 1) {
+    side_by_side(own.front(), own.back(), bytes, sorted, [&](int64_t place, char* to) {
+      std::memcpy(to, part.row(order.token[place]), size_t(bytes));
+    });
+    x = {sorted, part.type, bytes};
+  }
+  run_experts(experts, own, x, part.type, memory, z);
   run_shared(part, shared);
-  if (ranks_) gather(order.begin, size * bytes, z);
+  if (ranks_) gather(order.begin, bytes, z);
+  for (int64_t i = 0; i < places; ++i) routed.z[i] = z + order.place[i] * bytes;
+  combine(part, routed, shared);
+}
 
+void Moe::combine(const Part& part, const Routed& routed, const Shared& shared) const {
+  const int64_t per_token = gating_.experts_per_token;
   const float* shared_logits = weights_.shared_gate.empty() ? nullptr : shared.logits;
-  const Combine combine{part.type,  size,          per_token,     weights,          order.place, z,
-                        shared.out, shared_logits, part.residual, part.ld_residual, part.y,      part.ldy};
-  in_steps(rows, std::max<int64_t>(1, (64 << 10) / (size * (per_token + 1))),
-           [&](int64_t first, int64_t last) { moe_ops().combine(combine, first, last); });
+  const Combine call{part.type,     size(),        per_token,        routed.weights, routed.z, shared.out,
+                     shared_logits, part.residual, part.ld_residual, part.y,         part.ldy};
+  in_steps(part.rows, std::max<int64_t>(1, (64 << 10) / (size() * (per_token + 1))),
+           [&](int64_t first, int64_t last) { moe_ops().combine(call, first, last); });
+}
+
+Moe::Routed Moe::take_routed(Pieces& pieces, int64_t rows) const {
+  const int64_t places = rows * gating_.experts_per_token;
+  Routed routed{};
+  routed.logits = pieces.take<float>(rows * weights_.router.n);
+  routed.weights = pieces.take<float>(places);
+  routed.chosen = pieces.take<int32_t>(places);
+  routed.z = pieces.take<const void*>(places);
+  return routed;
+}
+
+Moe::Shared Moe::take_shared(Pieces& pieces, DType type, int64_t rows) const {
+  Shared shared{};
+  if (weights_.shared.empty()) return shared;
+  shared.inner = pieces.take<char>(rows * weights_.shared[1].k * bytes_of(type));
+  shared.out = pieces.take<char>(rows * size() * bytes_of(type));
+  shared.logits = pieces.take<float>(rows);
+  return shared;
 }
 
 int64_t Moe::share_begin_of(int rank) const { return share_begin(weights_.router.n, rank, ranks_->size()); }

@@ -8,7 +8,9 @@
 #include <memory>
 #include <vector>
 
+#include "base/pieces.h"
 #include "base/ranks.h"
+#include "ops/exchange.h"
 #include "ops/gemm.h"
 #include "ops/table.h"
 
@@ -36,14 +38,13 @@ struct GatingRows {
   int32_t* chosen;
 };
 
-/// y[t] = sum over j of weights[t, j] * z[place[t, j]], then + shared_weight[t] * shared[t], then + residual[t]; one
+/// y[t] = sum over j of weights[t, j] * z[t, j], then + shared_weight[t] * shared[t], then + residual[t]; one
 /// rounding.
 struct Combine {
   DType type;  // of z, shared, residual and y
   int64_t columns, per_token;
   const float* weights;        // [T, per_token]
-  const int32_t* place;        // [T, per_token], rows of z
-  const void* z;               // [T * per_token, columns]
+  const void* const* z;        // [T, per_token] rows [columns]
   const void* shared;          // [T, columns] or null
   const float* shared_logits;  // [T]: the shared expert's weight is their sigmoid; null: 1
   const void* residual;        // or null
@@ -71,22 +72,45 @@ class Moe {
  public:
   /// ranks: each holds its share (share_begin) of the experts in gate_up and down, computes those, and gets the products
   /// of the others before they are combined: every rank gets the bits of one that holds all. null: this one does.
+  ///
+  /// lanes: exchanges among the same ranks, over which each has its share of the tokens computed where the experts are
+  /// placed, and gets the results of all; same bits. With two of them one half of the tokens travels while the other is
+  /// computed. Empty: none travels, since all ranks have them all.
+  ///
+  /// own_tokens: x is this rank's alone, every rank has other tokens (or none), and nobody gets the results of others.
+  ///
   /// Throws std::invalid_argument when the shapes do not go together.
-  Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks = nullptr);
+  Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks = nullptr,
+      std::vector<std::shared_ptr<Exchange>> lanes = {}, bool own_tokens = false);
 
   /// y = moe(x) + residual. x, y: [rows, M] of `type` (f32, bf16, f16), ld elements apart; residual null: none; y may
-  /// be the residual but not x. Uses scratch slot 2 of the calling thread.
+  /// be the residual but not x. Uses scratch slot 2 of the calling thread. Ranks with own_tokens run it equally often,
+  /// also with no rows.
   void run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* residual, int64_t ld_residual, DType type,
            int64_t rows) const;
 
   int64_t size() const { return weights_.router.k; }
+  bool own_tokens() const { return own_tokens_; }
 
  private:
   struct Part;
+  struct Routed;
   struct Shared;
+  struct Half;
   void run_part(const Part& part) const;
-  void route(const Part& part, float* logits, float* weights, int32_t* chosen) const;
+  void run_exchanged(const Part& part) const;
+  void run_own(const Part& part, int64_t step) const;
+  int64_t most_rows(int64_t own) const;
+  void run_halves(std::vector<Half>&& halves) const;
+  Half begin_half(Exchange& exchange, const Part& part, int64_t first) const;
+  void serve(const Half& half) const;
+  void finish(const Half& half) const;
+  void gather_rows(const Part& part) const;
+  Routed take_routed(Pieces& pieces, int64_t rows) const;
+  Shared take_shared(Pieces& pieces, DType type, int64_t rows) const;
+  void route(const Part& part, const Routed& to) const;
   void run_shared(const Part& part, const Shared& to) const;
+  void combine(const Part& part, const Routed& routed, const Shared& shared) const;
   int64_t share_begin_of(int rank) const;
   void gather(const std::vector<int64_t>& begin, int64_t row_bytes, char* z) const;
 
@@ -94,6 +118,8 @@ class Moe {
   Gating gating_;
   Activation act_;
   std::shared_ptr<Ranks> ranks_;
+  std::vector<std::shared_ptr<Exchange>> lanes_;
+  bool own_tokens_;
 };
 
 void top_experts(const GatingRows& op, int64_t rows);

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kLanes = f32v::N;
 constexpr float kNever = -__builtin_inff();
+constexpr float kTiny = 1e-20f;  // sigmoids may all be zero
 
 /// The first index of the largest of n values.
 int64_t first_best(const float* values, int64_t n) {
@@ -88,7 +89,7 @@ void top_experts(const GatingRows& op, int64_t first, int64_t last) {
       total += scores[expert];
     }
     for (int64_t j = 0; j < gating.experts_per_token; ++j) {
-      weights[j] = (gating.normalise ? weights[j] / total : weights[j]) * gating.scale;
+      weights[j] = (gating.normalise ? weights[j] / (total + kTiny) : weights[j]) * gating.scale;
     }
   }
 }
@@ -103,14 +104,14 @@ template <class T>
 void combine_rows(const Combine& op, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const float* weights = op.weights + row * op.per_token;
-    const int32_t* place = op.place + row * op.per_token;
+    const void* const* z = op.z + row * op.per_token;
     f32v shared_weight = f32v::set(1.0f);
     if (op.shared_logits != nullptr) shared_weight = sigmoid(f32v::set(op.shared_logits[row]));
     for (int64_t at = 0; at < op.columns; at += kLanes) {
       const int count = op.columns - at < kLanes ? int(op.columns - at) : int(kLanes);
       f32v total = f32v::zero();
       for (int64_t j = 0; j < op.per_token; ++j) {
-        total = fma(f32v::set(weights[j]), load<T>(op.z, place[j] * op.columns + at, count), total);
+        total = fma(f32v::set(weights[j]), load<T>(z[j], at, count), total);
       }
       if (op.shared != nullptr) total = fma(shared_weight, load<T>(op.shared, row * op.columns + at, count), total);
       if (op.residual != nullptr) total = total + load<T>(op.residual, row * op.ld_residual + at, count);

@@ -26,6 +26,12 @@ constexpr int64_t kMostSegments = 8;
 
 enum class WeightKind : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, w8a8 = 4, fp8 = 5 };
 
+/// Of the activation `bounded`, see gemm.h.
+struct Bounds {
+  float alpha = 1.0f;
+  float limit = 0.0f;
+};
+
 struct PackedWeight {
   WeightKind kind = WeightKind::f32;
   bool gated = false;
@@ -37,6 +43,8 @@ struct PackedWeight {
   int64_t bytes = 0;  ///< All of `memory`.
   std::shared_ptr<void> memory;
   std::shared_ptr<const void> extra;  ///< What a kind keeps beside the panels (scales, zero points ...).
+  std::shared_ptr<const float> bias;  ///< [N], or null: see Epilogue. For those who multiply by many weights at a time.
+  Bounds bounds;
 
   const char* panel(int64_t i) const { return static_cast<const char*>(memory.get()) + i * panel_bytes; }
   /// Columns of the product: N, or N / 2 when gated.

@@ -10,25 +10,30 @@
 namespace ml {
 namespace {
 
-QuantLayout layout_of(const QuantForm& form, int64_t k, bool zeros) {
+/// One segment: columns [begin, begin + k) of `whole`.
+QuantLayout layout_of(const QuantForm& form, int64_t whole, int64_t begin, int64_t k, bool zeros) {
   QuantLayout q;
   q.codes = form.codes;
   q.zeros = zeros;
+  q.k = k;
   q.padded_k = round_up(k, kUnit);
   if (form.kind == WeightKind::w8a8) {
-    q.segment = q.padded_k;
-    q.segments = 1;
+    q.chunk = q.padded_k;
+    q.chunks = 1;
     q.head_bytes = 2 * kScaleBytes;
-    q.segment_bytes = q.padded_k * kPanel;
+    q.chunk_bytes = q.padded_k * kPanel;
     return q;
   }
-  const bool one_group = form.group >= k;
-  q.segment = std::min(one_group ? q.padded_k : form.group, kSegment);
-  q.segments = ceil_div(q.padded_k, q.segment);
+  const bool one_group = form.groups(whole) == 1;
+  const int64_t per_byte = form.kind == WeightKind::int4 ? 2 : 1;
+  q.chunk = std::min(one_group ? q.padded_k : form.group, kChunk);
+  q.lead = one_group ? 0 : (form.lead + begin) % q.chunk;
+  q.chunks = ceil_div(q.lead + q.padded_k, q.chunk);
   const int64_t side = kScaleBytes * (zeros ? 2 : 1);
   q.head_bytes = one_group ? side : 0;
   q.side_bytes = one_group ? 0 : side;
-  q.segment_bytes = q.side_bytes + q.segment * kPanel / (form.kind == WeightKind::int4 ? 2 : 1);
+  q.chunk_bytes = q.side_bytes + q.chunk * kPanel / per_byte;
+  q.lead_bytes = q.lead * kPanel / per_byte;
   return q;
 }
 
@@ -66,37 +71,46 @@ void pack_codes(WeightKind kind, const int8_t* codes, int64_t count, int64_t c, 
   }
 }
 
-void pack_column(const PackedWeight& w, const QuantLayout& q, const SourceRow& row, int64_t group, int64_t c,
+/// Column c of a segment whose first code is begin.
+void pack_column(const QuantForm& form, const QuantLayout& q, const SourceRow& row, int64_t begin, int64_t c,
                  char* panel) {
   float* const head = reinterpret_cast<float*>(panel);
   if (q.head_bytes > 0) head[c] = row.scales[0];
-  if (w.kind == WeightKind::w8a8) {
+  if (form.kind == WeightKind::w8a8) {
     int32_t sum = 0;
-    for (int64_t k = 0; k < w.k; ++k) sum += row.codes[k];
+    for (int64_t k = 0; k < q.k; ++k) sum += row.codes[begin + k];
     reinterpret_cast<int32_t*>(panel + kScaleBytes)[c] = sum;
   } else if (q.head_bytes > 0 && q.zeros && row.zeros != nullptr) {
     head[kPanel + c] = row.zeros[0];
   }
-  for (int64_t s = 0; s < q.segments; ++s) {
-    char* const at = panel + q.head_bytes + s * q.segment_bytes;
-    const int64_t first = s * q.segment;
+  for (int64_t s = 0; s < q.chunks; ++s) {
+    char* const at = panel + q.offset(s);
+    const int64_t first = q.begin(s);
     if (q.side_bytes > 0) {
+      const int64_t group = (form.lead + begin + first) / form.group;
       float* const side = reinterpret_cast<float*>(at);
-      side[c] = row.scales[first / group];
-      if (q.zeros && row.zeros != nullptr) side[kPanel + c] = row.zeros[first / group];
+      side[c] = row.scales[group];
+      if (q.zeros && row.zeros != nullptr) side[kPanel + c] = row.zeros[group];
     }
-    pack_codes(w.kind, row.codes + first, std::min(q.segment, w.k - first), c, at + q.side_bytes);
+    pack_codes(form.kind, row.codes + begin + first, std::min(q.units(s) * kUnit, q.k - first), c, at + q.side_bytes);
   }
 }
 
 }  // namespace
 
+int64_t QuantLayout::bytes() const {
+  const int64_t codes_bytes = (chunk_bytes - side_bytes) * padded_k / chunk;  // units are whole bytes
+  return round_up(head_bytes + chunks * side_bytes + codes_bytes, 64);
+}
+
 const char* why_not_packable(const QuantForm& form, int64_t k, bool zeros) {
-  if (form.kind == WeightKind::w8a8 && (form.group < k || zeros))
-    return "w8a8 has one scale per row and no zero points";
-  if (form.group >= k) return nullptr;
-  if (form.group < kUnit || form.group % kUnit != 0) return "the group is not a multiple of 4";
-  if (form.group > kSegment && form.group % kSegment != 0) return "a group of more than 128 is not a multiple of 128";
+  const bool one_group = form.groups(k) == 1;
+  if (form.kind == WeightKind::w8a8 && (!one_group || zeros)) return "w8a8 has one scale per row and no zero points";
+  if (k % form.segments != 0 || (form.segments > 1 && k % (form.segments * kUnit) != 0))
+    return "the segments are no multiples of 4";
+  if (one_group) return nullptr;
+  if (form.group < kUnit || form.group % kUnit != 0 || form.lead % kUnit != 0) return "the group is not a multiple of 4";
+  if (form.group > kChunk && form.group % kChunk != 0) return "a group of more than 128 is not a multiple of 128";
   return nullptr;
 }
 
@@ -104,21 +118,27 @@ PackedWeight quantized_shape(const QuantForm& form, int64_t n, int64_t k, bool z
                              bool gated) {
   const char* const why_not = why_not_packable(form, k, zeros);
   if (why_not != nullptr) throw std::invalid_argument(why_not);
-  auto layout = std::make_shared<QuantLayout>(layout_of(form, k, zeros));
-  if (order != nullptr) layout->order.assign(order, order + k);
-  PackedWeight w = packed_shape(WeightKind::bf16, n, k, gated);
+  if (order != nullptr && form.segments > 1) throw std::invalid_argument("columns in another order have one segment");
+  PackedWeight w = packed_shape(WeightKind::bf16, n, k, gated, form.segments);
   w.kind = form.kind;
-  const int64_t padding = (layout->segments * layout->segment - layout->padded_k) * kPanel;
-  const int64_t saved = padding / (form.kind == WeightKind::int4 ? 2 : 1);
-  w.panel_bytes = round_up(layout->head_bytes + layout->segments * layout->segment_bytes - saved, 64);
+  auto layouts = std::make_shared<QuantSegments>();
+  const int64_t part = k / form.segments;
+  w.panel_bytes = 0;
+  for (int64_t s = 0; s < form.segments; ++s) {
+    QuantLayout q = layout_of(form, k, s * part, part, zeros);
+    q.panel_offset = w.panel_bytes;
+    w.panel_bytes += q.bytes();
+    layouts->push_back(std::move(q));
+  }
+  if (order != nullptr) (*layouts)[0].order.assign(order, order + k);
   w.bytes = w.panels * w.panel_bytes;
-  w.extra = std::move(layout);
+  w.extra = std::move(layouts);
   return w;
 }
 
 QuantForm quant_form(const PackedWeight& w) {
-  const QuantLayout& q = quant_layout(w);
-  return {w.kind, q.codes, q.side_bytes > 0 ? q.segment : w.k};
+  const QuantLayout& q = quant_segments(w)[0];
+  return {w.kind, q.codes, q.side_bytes > 0 ? q.chunk : w.k, q.lead, w.segments};
 }
 
 PackedWeight pack_quantized(const QuantForm& form, const std::vector<QuantRows>& sources, int64_t k,
@@ -131,13 +151,17 @@ PackedWeight pack_quantized(const QuantForm& form, const std::vector<QuantRows>&
   }
   PackedWeight w = quantized_shape(form, n, k, zeros, order, gated);
   w.memory = arena.take(w.bytes);
-  const QuantLayout& layout = quant_layout(w);
-  const int64_t groups = form.group >= k ? 1 : ceil_div(k, form.group);
+  const int64_t groups = form.groups(k);
   parallel(w.panels, [&](int64_t panel) {
     for (int64_t c = 0; c < kPanel; ++c) {
       const int64_t row = w.source_row(panel, c);
       if (row < 0) continue;  // zero codes with scale zero
-      pack_column(w, layout, source_row(sources, row, groups), form.group, c, const_cast<char*>(w.panel(panel)));
+      const SourceRow source = source_row(sources, row, groups);
+      int64_t begin = 0;
+      for (const QuantLayout& q : quant_segments(w)) {
+        pack_column(form, q, source, begin, c, const_cast<char*>(w.panel(panel)) + q.panel_offset);
+        begin += q.k;
+      }
     }
   });
   return w;
@@ -152,7 +176,7 @@ const TileOps& quant_tile_ops(const PackedWeight& w) {
     case WeightKind::w8a8:
       return w8a8_ops();
     default:
-      return quant_layout(w).codes == DType::fp8_e4m3 ? quant_e4m3_ops() : quant_e5m2_ops();
+      return quant_segments(w)[0].codes == DType::fp8_e4m3 ? quant_e4m3_ops() : quant_e5m2_ops();
   }
 }
 

@@ -1,12 +1,12 @@
 // int8 and int4 weights times 16-bit rows, for AVX-512 with VNNI. Included from .inc.cpp files only.
 //
 // Turning codes into bf16 takes more instructions than multiplying them, and at one row that is slower than memory. So
-// the rows are brought to the codes: each segment of a bf16 or f16 row becomes whole numbers X times a power of two,
+// the rows are brought to the codes: each chunk of a bf16 or f16 row becomes whole numbers X times a power of two,
 // and X two signed digits, X = 256 high + low, which vpdpbusd multiplies by the unsigned codes: as many instructions
-// per product as the bf16 dot product needs, and the sums are exact. The largest X of a segment has 15 bits: bf16
+// per product as the bf16 dot product needs, and the sums are exact. The largest X of a chunk has 15 bits: bf16
 // elements down to 1/128 of it are kept as they are, smaller ones are rounded to multiples of at most 2^-14 of it.
 //
-// A prepared row: per unit four high digits and four low ones; then per segment its power of two and the sum of its X.
+// A prepared row: per unit four high digits and four low ones; then per chunk its power of two and the sum of its X.
 #pragma once
 
 #include "ops/quant_codes.h"
@@ -17,14 +17,14 @@ namespace ml::ML_ISA {
 // How far ahead the codes are asked for. Memory takes 100 ns and more: less would hold a core to 20 GB/s.
 constexpr int64_t kAhead = 4096;
 
-/// The power of two by which a segment with this largest element is divided: that becomes 2^14 ... 32637, so that its
-/// high digit stays below 128. 0 for a segment of zeros, and of numbers too small to matter.
+/// The power of two by which a chunk with this largest element is divided: that becomes 2^14 ... 32637, so that its
+/// high digit stays below 128. 0 for a chunk of zeros, and of numbers too small to matter.
 ML_INLINE float unit_of(float largest) {
   const float power = bit_cast<float>(bit_cast<uint32_t>(largest * 1.004f) & 0x7f800000u);
   return power < 1e-30f ? 0.0f : power * (1.0f / 16384.0f);
 }
 
-ML_INLINE int64_t fixed_row_bytes(const QuantLayout& q) { return q.padded_k * 2 + q.segments * 8; }
+ML_INLINE int64_t fixed_row_bytes(const QuantLayout& q) { return q.padded_k * 2 + q.chunks * 8; }
 
 /// The 16 elements of x from i on (zeros beyond k), in the order of the codes.
 template <class T>
@@ -36,11 +36,11 @@ ML_INLINE f32v elements(const QuantLayout& q, const T* x, int64_t k, int64_t i) 
   return f32v::load(gathered);
 }
 
-/// One row; see above. NaN and infinities make the power of their segment NaN.
+/// One row; see above. NaN and infinities make the power of their chunk NaN.
 template <class T>
 void fix_row(const QuantLayout& q, const T* x, int64_t k, char* out) {
-  for (int64_t s = 0; s < q.segments; ++s) {
-    const int64_t begin = s * q.segment, end = begin + q.units(s) * kUnit;
+  for (int64_t s = 0; s < q.chunks; ++s) {
+    const int64_t begin = q.begin(s), end = begin + q.units(s) * kUnit;
     f32v largest = f32v::zero(), poison = f32v::zero();
     for (int64_t i = begin; i < end; i += f32v::N) {
       f32v value = elements(q, x, k, i);
@@ -124,13 +124,13 @@ struct Fixed {
     static void run(const Panel& p, const char* x, int64_t ld, float* out) {
       constexpr int sets = rows <= 2 ? 2 : 1;
       const char* base[2] = {x, x + 3 * ld};  // every third row, so that six addresses need few registers
-      for (int64_t s = 0; s < p.q.segments; ++s) {
+      for (int64_t s = 0; s < p.q.chunks; ++s) {
         __m512i high[sets][rows][2], low[sets][rows][2];
 #pragma GCC unroll 2
         for (int i = 0; i < sets; ++i) clear<rows>(high[i], low[i]);
         const int64_t units = p.q.units(s), even = units / sets * sets;
         const char* unit = p.codes(s);
-        int64_t at = s * p.q.segment * 2;
+        int64_t at = p.q.begin(s) * 2;
         int64_t u = 0;
         for (; u < even; u += sets) {
 #pragma GCC unroll 2

@@ -9,16 +9,16 @@ namespace ml::ML_ISA {
 constexpr int kVectors = 2;
 constexpr int kStripe = kVectors * f32v::N;  // columns that one register tile computes
 
-/// Where things are in a panel.
+/// Where things are in a panel, or in one segment of it.
 struct Panel {
   const QuantLayout& q;
   const char* data;
 
-  ML_INLINE const char* codes(int64_t s) const { return data + q.head_bytes + s * q.segment_bytes + q.side_bytes; }
-  ML_INLINE const float* scales(int64_t s) const {
-    return reinterpret_cast<const float*>(q.side_bytes > 0 ? data + q.head_bytes + s * q.segment_bytes : data);
+  ML_INLINE const char* codes(int64_t c) const { return data + q.offset(c) + q.side_bytes; }
+  ML_INLINE const float* scales(int64_t c) const {
+    return reinterpret_cast<const float*>(q.side_bytes > 0 ? data + q.offset(c) : data);
   }
-  ML_INLINE const float* zeros(int64_t s) const { return scales(s) + kPanel; }
+  ML_INLINE const float* zeros(int64_t c) const { return scales(c) + kPanel; }
 };
 
 #if defined(ML_ISA_AVX512)
@@ -46,7 +46,7 @@ ML_INLINE void with_rows(int64_t wanted, Args&&... args) {
 }
 
 /// out += scale * (sums - zero * sum_of_x), for one row and kVectors vectors of columns.
-ML_INLINE void add_segment(const Panel& p, int64_t s, float sum_of_x, const f32v (&sums)[kVectors], int64_t column,
+ML_INLINE void add_chunk(const Panel& p, int64_t s, float sum_of_x, const f32v (&sums)[kVectors], int64_t column,
                            float* out) {
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) {
@@ -55,6 +55,39 @@ ML_INLINE void add_segment(const Panel& p, int64_t s, float sum_of_x, const f32v
     if (p.q.zeros) sum = fma(f32v::load(p.zeros(s) + c), f32v::set(-sum_of_x), sum);
     fma(f32v::load(p.scales(s) + c), sum, f32v::load(out + c)).store(out + c);
   }
+}
+
+/// tile(one segment of the panel, its part of the rows, out) for each segment, added up as a tree. A sum waits at its
+/// level for its right neighbour, as in gemm.inc.cpp. row_bytes(segment): of a prepared row.
+template <class RowBytes, class Tile>
+ML_INLINE void in_segments(const PackedWeight& w, int64_t panel, PreparedRows x, int64_t rows, float* out,
+                           RowBytes row_bytes, Tile tile) {
+  const QuantSegments& segments = quant_segments(w);
+  const int64_t count = int64_t(segments.size());
+  if (count == 1) return tile(Panel{segments[0], w.panel(panel)}, x, out);
+  constexpr int kLevels = 3;
+  static_assert(kMostSegments == 1 << kLevels);
+  alignas(64) float waiting[kLevels][kTileRows * kPanel];
+  for (int64_t s = 0; s < count; ++s) {
+    const QuantLayout& q = segments[size_t(s)];
+    const int level = __builtin_ctzll(~uint64_t(s));  // so many neighbours on the left wait for this one
+    float* const sums = s + 1 == count ? out : waiting[level];
+    tile(Panel{q, w.panel(panel) + q.panel_offset}, x, sums);
+    for (int i = 0; i < level; ++i) {
+      for (int64_t at = 0; at < rows * kPanel; at += f32v::N) {
+        (f32v::load(waiting[i] + at) + f32v::load(sums + at)).store(sums + at);
+      }
+    }
+    x.data = static_cast<const char*>(x.data) + row_bytes(q);
+  }
+}
+
+/// Bytes of a prepared row of all segments.
+template <class RowBytes>
+ML_INLINE int64_t sum_of(const PackedWeight& w, RowBytes row_bytes) {
+  int64_t bytes = 0;
+  for (const QuantLayout& q : quant_segments(w)) bytes += row_bytes(q);
+  return bytes;
 }
 
 }  // namespace ml::ML_ISA

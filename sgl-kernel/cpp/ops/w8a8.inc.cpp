@@ -121,16 +121,20 @@ ML_INLINE void run_at_most(int64_t wanted, const char* panel, const char* x, int
   run_rows<rows>(panel, x, ld, padded_k, out);
 }
 
+int64_t row_bytes(const QuantLayout& q) { return q.padded_k + int64_t(sizeof(float)); }
+
 void tile(const PackedWeight& w, int64_t panel, PreparedRows x, int64_t rows, float* out) {
-  const int64_t groups = (rows + kMostRows - 1) / kMostRows, padded_k = quant_layout(w).padded_k;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t begin = rows * g / groups, end = rows * (g + 1) / groups;
-    const char* const row = static_cast<const char*>(x.data) + begin * x.ld_bytes;
-    run_at_most<kMostRows>(end - begin, w.panel(panel), row, x.ld_bytes, padded_k, out + begin * kPanel);
-  }
+  const int64_t groups = (rows + kMostRows - 1) / kMostRows;
+  in_segments(w, panel, x, rows, out, row_bytes, [rows, groups](const Panel& p, PreparedRows part, float* sums) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t begin = rows * g / groups, end = rows * (g + 1) / groups;
+      const char* const row = static_cast<const char*>(part.data) + begin * part.ld_bytes;
+      run_at_most<kMostRows>(end - begin, p.data, row, part.ld_bytes, p.q.padded_k, sums + begin * kPanel);
+    }
+  });
 }
 
-int64_t prepared_bytes(const PackedWeight& w, DType) { return quant_layout(w).padded_k + int64_t(sizeof(float)); }
+int64_t prepared_bytes(const PackedWeight& w, DType) { return sum_of(w, row_bytes); }
 
 /// The largest magnitude becomes 127; a row of zeros has scale 0.
 template <class T>
@@ -151,17 +155,20 @@ void quantize_row(const T* x, int64_t k, int64_t padded_k, char* out) {
 }
 
 PreparedRows prepare(const PackedWeight& w, PreparedRows x, int64_t rows, void* out) {
-  const int64_t padded_k = quant_layout(w).padded_k;
   const PreparedRows done{out, DType::i8, prepared_bytes(w, x.type)};
   for (int64_t r = 0; r < rows; ++r) {
-    char* const row = static_cast<char*>(out) + r * done.ld_bytes;
-    const void* const from = x.from_row(r).data;
-    if (x.type == DType::bf16) {
-      quantize_row(static_cast<const bf16*>(from), w.k, padded_k, row);
-    } else if (x.type == DType::f16) {
-      quantize_row(static_cast<const fp16*>(from), w.k, padded_k, row);
-    } else {
-      quantize_row(static_cast<const float*>(from), w.k, padded_k, row);
+    char* to = static_cast<char*>(out) + r * done.ld_bytes;
+    const char* from = static_cast<const char*>(x.from_row(r).data);
+    for (const QuantLayout& q : quant_segments(w)) {
+      if (x.type == DType::bf16) {
+        quantize_row(reinterpret_cast<const bf16*>(from), q.k, q.padded_k, to);
+      } else if (x.type == DType::f16) {
+        quantize_row(reinterpret_cast<const fp16*>(from), q.k, q.padded_k, to);
+      } else {
+        quantize_row(reinterpret_cast<const float*>(from), q.k, q.padded_k, to);
+      }
+      from += q.k * bytes_of(x.type);
+      to += row_bytes(q);
     }
   }
   return done;

@@ -37,6 +37,15 @@ void EmbedOp::run(Step& step) const {
             step.tokens());
 }
 
+void GivenOp::run(Step& step) const {
+  if (step.given == nullptr) throw std::invalid_argument("the batch brings no hidden states");
+  const int64_t row_bytes = columns_ * bytes_of(step.shape.dtype), stride = step.stride(columns_) * bytes_of(step.shape.dtype);
+  for (int64_t t = 0; t < step.tokens(); ++t) {
+    std::memcpy(static_cast<char*>(step.at(out_)) + t * stride, static_cast<const char*>(step.given) + t * row_bytes,
+                size_t(row_bytes));
+  }
+}
+
 void PackedEmbedOp::run(Step& step) const {
   check_ids(step, table_.n);
   constexpr int64_t kTaskElements = 16 * 1024;  // some 20 microseconds: every pair of numbers is on a line of its own
@@ -91,7 +100,7 @@ void LinearOp::run(Step& step) const {
 
 void MoeOp::run(Step& step) const {
   const int64_t rows = step.rows_of(out_), stride = step.stride(moe_.size());
-  if (rows == 0) return;
+  if (rows == 0 && !moe_.own_tokens()) return;
   const void* residual = residual_ < 0 ? nullptr : step.at(residual_);
   moe_.run(step.at(x_), stride, step.at(out_), stride, residual, stride, step.shape.dtype, rows);
 }
@@ -114,6 +123,7 @@ void AttendOp::run(Step& step) const {
   call.window = layer_.window;
   call.scale = layer_.scale;
   call.softcap = layer_.softcap;
+  call.sinks = static_cast<const float*>(layer_.sinks.data);
   ml::attend(call, step.plan(layer_.plan));
 }
 
@@ -136,6 +146,56 @@ void AttendOp::rotate_and_store(Step& step, const KvView& kv) const {
   call.q_norm = {layer_.q_norm.data, norm_type, shape.head_dim};
   call.k_norm = {layer_.k_norm.data, norm_type, shape.head_dim};
   call.rope = {table, table + dim / 2, DType::f32, dim, step.positions.data(), 0, shape.head_dim, false, false};
+  call.kv = kv;
+  call.store_page = step.store_page.data();
+  call.store_offset = step.store_offset.data();
+  call.tokens = step.tokens();
+  rope_store(call);
+}
+
+void ByHeadOp::run(Step& step) const {
+  const int64_t rows = step.rows_of(out_), heads = int64_t(weights_.size());
+  if (rows == 0) return;
+  const int64_t ldx = step.stride(heads * (weights_[0].k + tail_)), ldy = step.stride(heads * (weights_[0].n + tail_));
+  gemm_by_head(weights_, {step.at(x_), step.at(out_), step.shape.dtype, ldx, ldy, tail_}, rows);
+}
+
+void LatentAttendOp::run(Step& step) const {
+  const ModelShape& shape = step.shape;
+  const KvView kv = step.pool.layer(layer_.index, shape);
+  if (step.last_position() >= layer_.rotation.size / (shape.head_dim - shape.value_dim)) {
+    throw std::out_of_range("a position is beyond the rotation table");
+  }
+  rotate_and_store(step, kv);
+  step.report.stored(layer_.index + 1);
+  AttendCall call{};
+  call.kv = kv;
+  call.q = step.at(q_);
+  call.out = step.at(out_);
+  call.dtype = shape.dtype;
+  call.q_heads = shape.heads;
+  call.q_stride = step.stride(int64_t{shape.heads} * shape.head_dim);
+  call.out_stride = step.stride(int64_t{shape.heads} * shape.value_dim);
+  call.scale = layer_.scale;
+  ml::attend(call, step.plan(layer_.plan));
+}
+
+void LatentAttendOp::rotate_and_store(Step& step, const KvView& kv) const {
+  const ModelShape& shape = step.shape;
+  const int32_t rotated = shape.head_dim - shape.value_dim;
+  const float* table = static_cast<const float*>(layer_.rotation.data);
+  RopeCall call{};
+  call.q = call.q_out = step.at(q_);
+  call.k = step.at(latent_);
+  call.dtype = shape.dtype;
+  call.q_stride = call.q_out_stride = step.stride(int64_t{shape.heads} * shape.head_dim);
+  call.k_stride = step.stride(shape.head_dim);
+  call.q_heads = shape.heads;
+  call.head_dim = shape.head_dim;
+  call.eps = layer_.eps;
+  call.k_norm = {layer_.norm.data, layer_.norm_form == NormForm::gemma ? DType::f32 : shape.dtype, shape.value_dim};
+  call.rope = {table,   table + rotated / 2, DType::f32, rotated, step.positions.data(), shape.value_dim,
+               rotated, false,               layer_.interleaved};
   call.kv = kv;
   call.store_page = step.store_page.data();
   call.store_offset = step.store_offset.data();

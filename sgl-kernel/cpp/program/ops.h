@@ -5,8 +5,9 @@
 #include <memory>
 #include <vector>
 
-#include "ops/gemm.h"
 #include "base/ranks.h"
+#include "ops/by_head.h"
+#include "ops/gemm.h"
 #include "ops/moe.h"
 #include "ops/rope.h"
 #include "ops/rowops.h"
@@ -37,7 +38,19 @@ class EmbedOp : public Op {
   float scale_;
 };
 
-/// The same from a packed matrix (f32 or bf16, not gated), so that a model whose head is its embedding holds it once.
+/// out = the hidden states that came with the batch.
+class GivenOp : public Op {
+ public:
+  GivenOp(int out, int64_t columns) : out_(out), columns_(columns) {}
+  const char* name() const override { return "given"; }
+  void run(Step& step) const override;
+
+ private:
+  int out_;
+  int64_t columns_;
+};
+
+/// The same as EmbedOp from a packed matrix (f32 or bf16, not gated), so that a model whose head is its embedding holds it once.
 class PackedEmbedOp : public Op {
  public:
   PackedEmbedOp(int out, PackedWeight table, float scale) : out_(out), table_(std::move(table)), scale_(scale) {}
@@ -111,6 +124,7 @@ class AttendOp : public Op {
     int32_t index;
     Weight rotation;      // [positions, D] float32
     Weight q_norm, k_norm;  // [D], or without data
+    Weight sinks;           // [H] float32, or without data
     NormForm norm_form;
     float eps;
     float scale;
@@ -125,6 +139,45 @@ class AttendOp : public Op {
  private:
   void rotate_and_store(Step& step, const KvView& kv) const;
   int qkv_, out_;
+  Layer layer_;
+};
+
+/// Each head's numbers times its weight; see gemm_by_head.
+class ByHeadOp : public Op {
+ public:
+  ByHeadOp(int x, int out, std::vector<PackedWeight> weights, int64_t tail)
+      : x_(x), out_(out), weights_(std::move(weights)), tail_(tail) {}
+  const char* name() const override { return "by_head"; }
+  void run(Step& step) const override;
+
+ private:
+  int x_, out_;
+  std::vector<PackedWeight> weights_;
+  int64_t tail_;
+};
+
+/// Normalises and rotates latents [T, D] and stores them in the pool, rotates q [T, H D], and attends: out [T, H Dv],
+/// where D is the shape's head_dim and Dv its value_dim. Normalised are the first Dv numbers of a latent, rotated those
+/// behind them, in latents and in q.
+class LatentAttendOp : public Op {
+ public:
+  struct Layer {
+    int32_t index;
+    Weight rotation;   // [positions, D - Dv] float32
+    bool interleaved;  // neighbours are a pair
+    Weight norm;       // [Dv]
+    NormForm norm_form;
+    float eps;
+    float scale;
+    int plan;  // number of the attention plan
+  };
+  LatentAttendOp(int q, int latent, int out, Layer layer) : q_(q), latent_(latent), out_(out), layer_(std::move(layer)) {}
+  const char* name() const override { return "attend"; }
+  void run(Step& step) const override;
+
+ private:
+  void rotate_and_store(Step& step, const KvView& kv) const;
+  int q_, latent_, out_;
   Layer layer_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #include "base/span.h"
@@ -26,6 +27,20 @@ void Program::set_head(int hidden_buffer, int64_t columns, std::unique_ptr<Head>
   hidden_buffer_ = hidden_buffer;
   hidden_row_bytes_ = stride_of(columns, shape().dtype) * bytes_of(shape().dtype);
   head_ = std::move(head);
+}
+
+void Program::set_end(int hidden_buffer, int64_t columns) {
+  hidden_buffer_ = hidden_buffer;
+  hidden_row_bytes_ = stride_of(columns, shape().dtype) * bytes_of(shape().dtype);
+  end_row_bytes_ = columns * bytes_of(shape().dtype);
+}
+
+void Program::hand_over(void* out) const {
+  if (end_row_bytes_ == 0) throw std::invalid_argument("the program ends with a head");
+  const char* from = static_cast<const char*>(step_.at(hidden_buffer_));
+  for (int64_t t = 0; t < step_.tokens(); ++t) {
+    std::memcpy(static_cast<char*>(out) + t * end_row_bytes_, from + t * hidden_row_bytes_, size_t(end_row_bytes_));
+  }
 }
 
 void Program::report_every(int32_t every, int64_t base) {

@@ -46,6 +46,12 @@ class Program {
   };
   void set_head(int hidden_buffer, int64_t columns, std::unique_ptr<Head> head);
 
+  /// Instead of a head: another program goes on from the hidden states of all tokens.
+  void set_end(int hidden_buffer, int64_t columns);
+
+  /// Writes them to `out`, [T, columns] dense.
+  void hand_over(void* out) const;
+
   /// The head is this rank's share of one for a vocabulary of `vocabulary` tokens: see share_begin.
   void share_head(std::shared_ptr<Ranks> ranks, int64_t vocabulary);
 
@@ -97,6 +103,7 @@ class Program {
   int64_t whole_vocabulary_ = 0;
   int hidden_buffer_ = -1;
   int64_t hidden_row_bytes_ = 0;
+  int64_t end_row_bytes_ = 0;  // of what is handed over; 0: nothing is
   Buffer logits_;
   bool measured_ = false;
   std::map<std::string, int64_t> times_;

@@ -26,14 +26,16 @@ KvView KvPool::layer(int32_t index, const ModelShape& shape) const {
   const int64_t token_bytes = shape.head_dim * bytes_of(type) + (inline_scales ? int64_t{sizeof(float)} : 0);
   const int64_t side_bytes = shape.kv_heads * page_tokens * token_bytes;  // the keys, or the values, of one layer
   view.base = base;
-  view.page_stride = layers * 2 * side_bytes;
-  view.key_offset = index * 2 * side_bytes;
-  view.value_offset = view.key_offset + side_bytes;
+  const bool latent = shape.value_dim != 0;
+  view.page_stride = layers * (latent ? 1 : 2) * side_bytes;
+  view.key_offset = index * (latent ? 1 : 2) * side_bytes;
+  view.value_offset = view.key_offset + (latent ? 0 : side_bytes);
   view.head_stride = page_tokens * token_bytes;
   view.token_stride = token_bytes;
   view.heads = shape.kv_heads;
   view.page_tokens = page_tokens;
-  view.key_dim = view.value_dim = shape.head_dim;
+  view.key_dim = shape.head_dim;
+  view.value_dim = shape.result_dim();
   view.type = type;
   view.inline_scales = inline_scales;
   return view;
@@ -74,6 +76,7 @@ void Step::lay_out(const Batch& batch) {
   const int64_t rows = batch.slots.size, page = pool.page_tokens;
   ids.assign(batch.ids.begin(), batch.ids.end());
   kept.assign(batch.kept.begin(), batch.kept.end());
+  given = batch.given;
   starts_.assign(batch.starts.begin(), batch.starts.end());
   lengths_.assign(batch.lengths.begin(), batch.lengths.end());
   positions.resize(ids.size());
@@ -103,8 +106,8 @@ void Step::plan_attention(const std::vector<int32_t>& windows) {
   const AttendRows rows{pages_.data(), page_columns_, starts_.data(), lengths_.data(), int32_t(starts_.size())};
   plans_.resize(windows.size());
   for (size_t i = 0; i < windows.size(); ++i) {
-    plans_[i].build(rows, {shape.kv_heads, shape.heads / shape.kv_heads, pool.page_tokens, shape.head_dim, windows[i],
-                           threads()});
+    plans_[i].build(rows, {shape.kv_heads, shape.heads / shape.kv_heads, pool.page_tokens, shape.result_dim(),
+                           windows[i], threads()});
   }
 }
 

@@ -18,6 +18,9 @@ struct ModelShape {
   int32_t heads;
   int32_t kv_heads;
   int32_t head_dim;
+  int32_t value_dim = 0;  // of a latent, whose first numbers are its value; 0: values lie beside the keys
+
+  int32_t result_dim() const { return value_dim == 0 ? head_dim : value_dim; }  // numbers that a head of attention gives
 };
 
 constexpr int64_t kStrideMore = 64;  // bytes: the most that stride_of adds
@@ -28,7 +31,7 @@ inline int64_t stride_of(int64_t columns, DType type) {
   return columns * bytes_of(type) % 4096 == 0 ? columns + kStrideMore / bytes_of(type) : columns;
 }
 
-/// The pool of pages, [P, L, 2, K, p, D].
+/// The pool of pages, [P, L, 2, K, p, D], or of latents [P, L, p, D].
 struct KvPool {
   char* base = nullptr;
   int64_t pages = 0;
@@ -50,6 +53,7 @@ struct Batch {
   const int32_t* page_table;
   int64_t page_table_rows;
   int64_t page_table_columns;
+  const void* given = nullptr;  // [T, M], dense: the hidden states, where another program has computed the first layers
 };
 
 /// Tells other threads how far a running forward is: `word` becomes base + the number of layers whose keys and values
@@ -93,6 +97,7 @@ class Step {
   std::vector<int32_t> store_page;    // [T]
   std::vector<int32_t> store_offset;  // [T]
   std::vector<int32_t> kept;          // [N]
+  const void* given = nullptr;        // see Batch
 
  private:
   void check(const Batch& batch) const;
