@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_TINY = 1e-20  # sigmoids may all be zero
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gating:
@@ -42,7 +44,7 @@ def top_experts(logits: Tensor, gating: Gating, bias: Tensor | None = None) -> t
     experts = _ranked(choice)[:, : gating.experts_per_token]
     weights = scores.gather(-1, experts)
     if gating.normalise:
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights = weights / (weights.sum(-1, keepdim=True) + _TINY)
     return weights * gating.scale, experts
 
 

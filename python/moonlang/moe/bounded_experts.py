@@ -1,0 +1,39 @@
+"""Experts with biases and an activation whose inputs are bounded: gpt-oss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moonlang.config.shard import WHOLE, Shard
+from moonlang.layers.linear import project
+from moonlang.moe.experts import Experts
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """(up + 1) * gate * sigmoid(alpha * gate), with the gate at most `limit` and up within it on both sides."""
+
+    alpha: float
+    limit: float
+
+
+class BoundedExperts(Experts):
+    """As Experts, with gate_up_proj_bias [E, 2F] and down_proj_bias [E, M]."""
+
+    def __init__(
+        self, count: int, size: int, inner: int, *, bounds: Bounds, dtype: torch.dtype, shard: Shard = WHOLE
+    ) -> None:
+        super().__init__(count, size, inner, act="silu", dtype=dtype, shard=shard)
+        held = len(self.part)
+        self.gate_up_proj_bias = nn.Parameter(torch.empty(held, 2 * inner, dtype=dtype), requires_grad=False)
+        self.down_proj_bias = nn.Parameter(torch.empty(held, size, dtype=dtype), requires_grad=False)
+        self.bounds = bounds
+
+    def _one(self, expert: int, x: Tensor) -> Tensor:
+        gate, up = project(x, self.gate_up_proj[expert], self.gate_up_proj_bias[expert]).chunk(2, -1)
+        gate, up = gate.clamp(max=self.bounds.limit), up.clamp(-self.bounds.limit, self.bounds.limit)
+        inner = (up + 1) * (gate * torch.sigmoid(gate * self.bounds.alpha))
+        return project(inner, self.down_proj[expert], self.down_proj_bias[expert])
