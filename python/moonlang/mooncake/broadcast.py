@@ -49,6 +49,8 @@ class Broadcast:
         self._geometry = geometry
         self._writer = Writer(self._memory.view, geometry)
         self._sleeps = [geometry.word(READER_SLEEPS, slot) for slot in range(workers)]
+        for word in self._sleeps:  # the first message rings: workers come when they like
+            self._writer.words[word] = 1
         bell, room = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
         self.handles = Handles(fd, bell, room)
         self._poll = select.poll()
@@ -131,6 +133,17 @@ class Subscription:
                 words[WRITER_WAITS] = 0
                 os.eventfd_write(self._room, 1)
         return found
+
+    def fileno(self) -> int:
+        """Readable from a ring of the bell on, until `rest`."""
+        return self._epoll.fileno()
+
+    def rest(self) -> bool:
+        """From now on the sender rings. False when something is there already."""
+        self._epoll.poll(0)  # the edge has been seen
+        self._reader.words[self._sleeps] = 1
+        fence()
+        return not self._reader.has_more()
 
     def wait(self, timeout_ns: int, *, also: Sequence[int] = ()) -> None:
         """Block until a message is there, a descriptor in `also` is readable, or the time is up (whole ms)."""

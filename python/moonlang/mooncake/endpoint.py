@@ -108,9 +108,10 @@ class MooncakeEndpoint:
             self._frame = bytearray()
 
     def recv(self, most: int = 256) -> list[Envelope]:
-        """Up to `most` messages that have arrived; never blocks."""
+        """Up to `most` messages that have arrived, fewer when they are large; never blocks."""
         found: list[Envelope] = []
         while True:
+            left = False
             for lane in self._in:
                 ended = lane.ended
                 try:
@@ -119,9 +120,10 @@ class MooncakeEndpoint:
                     _log.error("The connection with %s is given up. %s", lane.source, error)
                     self._drop(lane)
                     continue
+                left = left or lane.reader.left
                 if ended and not lane.has_more():
                     self._drop(lane)
-            if len(found) >= most:
+            if left or len(found) >= most:
                 self._ring()
                 return found
             if self._rest(bool(found)):

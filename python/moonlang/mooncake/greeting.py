@@ -107,7 +107,7 @@ class Talk:
             raise PeerError(f"A greeting of {size} bytes is over the limit of {MAX_BYTES}.")
         try:
             word = _decoder.decode(self._take(size))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PeerError(f"A greeting of {size} bytes is none: {error}.") from None
         if isinstance(word, Rejected):
             raise PeerError(f"The peer does not want us: {word.error}")

@@ -1,8 +1,9 @@
 """The Mooncake store as HiCache's third tier: one object is a header and a page, without a copy on the way.
 
-The client lives in this process. It contributes `global_segment_size` bytes to the store, or none; local hits are
-copies in memory, others come through the transfer engine. With `standalone_storage` a `mooncake_client` process of this
-host owns the memory, and pages go through a staging buffer in its pool, since the device pool is not part of it.
+The client lives in this process. It contributes `global_segment_size` bytes to the store, or none. What it writes goes
+there first, by a copy in memory; what others hold travels through the transfer engine. With `standalone_storage` a
+`mooncake_client` process of this host owns the memory, and pages go through a staging buffer in its pool, since the
+device pool is not part of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +22,10 @@ from moonlang.base import log
 from moonlang.base.errors import ConfigError, PeerError
 from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
-from moonlang.mooncake import lib, probe, store_config
+from moonlang.mooncake import lib, probe, segment, store_config
+from moonlang.mooncake.lib import how_to_get as how_to_get
 from moonlang.mooncake.store_config import StoreConfig
-from moonlang.storage.channel import StoreChannel, StoreFullError, StoreOptions
+from moonlang.storage.channel import Headers, StoreChannel, StoreFullError, StoreOptions
 
 _log = log.get(__name__)
 
@@ -42,6 +45,56 @@ _CONNECT_S = 2.0
 _SETUP_ATTEMPTS = 3  # another random port each time: the last one may be registered under our name still
 
 
+class _Buffers:
+    """Where the parts of objects lie: object i of a call is header i and one page of every pool."""
+
+    def __init__(self, arrays: Sequence[Bytes]) -> None:
+        """arrays: headers [N, header bytes], and the pools [P, shard bytes]."""
+        self._arrays = arrays
+        self._starts = [array.ctypes.data for array in arrays]
+        self._sizes = [array.shape[1] for array in arrays]
+        self.objects = len(arrays[0])
+        self.object_bytes = sum(self._sizes)
+
+    def parts(self, i: int, page: int) -> list[Bytes]:
+        header, *pools = self._arrays
+        return [header[i], *(pool[page] for pool in pools)]
+
+    def places(self, pages: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+        """Addresses and sizes of the parts of each object."""
+        rows = ((i, *[page] * (len(self._sizes) - 1)) for i, page in enumerate(pages))
+        places = [
+            [start + at * size for start, at, size in zip(self._starts, row, self._sizes, strict=True)] for row in rows
+        ]
+        return places, [self._sizes] * len(pages)
+
+    def gather(self, pages: Sequence[int]) -> None:
+        """To be called before the objects are written ..."""
+
+    def scatter(self, pages: Sequence[int]) -> None:
+        """... and after they have been read."""
+
+
+class _Staged(_Buffers):
+    """Objects lie in a buffer of their own, [N, object bytes], and are copied from and to the others."""
+
+    def __init__(self, outside: _Buffers, staging: Bytes) -> None:
+        super().__init__([staging])
+        self._outside = outside
+        self._staging = staging
+
+    def gather(self, pages: Sequence[int]) -> None:
+        for i, page in enumerate(pages):
+            np.concatenate(self._outside.parts(i, page), out=self._staging[i])
+
+    def scatter(self, pages: Sequence[int]) -> None:
+        for i, page in enumerate(pages):
+            at = 0
+            for part in self._outside.parts(i, page):
+                part[:] = self._staging[i, at : at + len(part)]
+                at += len(part)
+
+
 class MooncakeStore:
     """A PageStore. Calls block: 4.3 s each while the master is gone, so the channel above keeps its distance then."""
 
@@ -50,19 +103,24 @@ class MooncakeStore:
     def __init__(self, config: StoreConfig) -> None:
         _check_reachable(config.client or config.master, "mooncake_client" if config.client else "mooncake_master")
         self._config = config
+        before = segment.mapped()
         self._store = _connect(config)
-        self._pool: Bytes
-        self._headers: Bytes
-        self._staging: Bytes | None = None
+        self._segment = segment.Segment(before, config.segment_bytes)
+        self._placement = lib.placement(self._store.get_hostname() if config.segment_bytes else "")
+        # A put spins until its bytes have arrived.
+        self._spinner = ThreadPoolExecutor(1, "kv-store-put", segment.stand_back)
+        self._incoming: _Buffers
+        self._outgoing: _Buffers
 
-    def attach(self, pool: Bytes, headers: Bytes) -> None:
-        self._pool, self._headers = pool, headers
+    def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
+        incoming, outgoing = (_Buffers([each, *pools]) for each in headers)
         if self._config.client:
-            self._staging = self._stage(len(headers), pool.shape[1])
-            return
-        for memory in (pool, headers):
-            # Refused for memory that the shared engine has registered already, which is as good.
-            self._store.register_buffer(memory.ctypes.data, memory.nbytes)
+            incoming, outgoing = self._staged(incoming), self._staged(outgoing)
+        else:
+            for memory in (*pools, *headers):
+                # Refused for memory that the shared engine has registered already, which is as good.
+                self._store.register_buffer(memory.ctypes.data, memory.nbytes)
+        self._incoming, self._outgoing = incoming, outgoing
 
     def leading(self, names: Sequence[str]) -> int:
         count = 0
@@ -75,25 +133,20 @@ class MooncakeStore:
         return count
 
     def read(self, names: Sequence[str], pages: Sequence[int]) -> int:
-        addresses, sizes = self._places(pages)
+        addresses, sizes = self._incoming.places(pages)
         answers = self._store.batch_get_into_multi_buffers(list(names), addresses, sizes)
         whole = sum(sizes[0])
         count = next((i for i, answer in enumerate(answers) if answer != whole), len(names))
         if count < len(names) and answers[count] < 0 and answers[count] != _NOT_FOUND and count == 0:
             raise _failure("read pages", answers[count])
-        if self._staging is not None:
-            for i, page in enumerate(pages[:count]):
-                self._headers[i] = self._staging[i, : self._headers.shape[1]]
-                self._pool[page] = self._staging[i, self._headers.shape[1] :]
+        self._incoming.scatter(pages[:count])
         return count
 
     def write(self, names: Sequence[str], pages: Sequence[int]) -> int:
-        if self._staging is not None:
-            for i, page in enumerate(pages):
-                self._staging[i, : self._headers.shape[1]] = self._headers[i]
-                self._staging[i, self._headers.shape[1] :] = self._pool[page]
-        addresses, sizes = self._places(pages)
-        answers = self._store.batch_put_from_multi_buffers(list(names), addresses, sizes)
+        self._outgoing.gather(pages)
+        addresses, sizes = self._outgoing.places(pages)
+        put = self._store.batch_put_from_multi_buffers
+        answers = self._spinner.submit(put, list(names), addresses, sizes, self._placement).result()
         count = next((i for i, answer in enumerate(answers) if answer != _OK), len(names))
         if count < len(names) and answers[count] != _NO_SPACE:
             raise _failure("write pages", answers[count])
@@ -113,31 +166,23 @@ class MooncakeStore:
             raise _failure("remove pages", answer)
 
     def close(self) -> None:
+        self._spinner.shutdown()
+        self._segment.close()
         self._store.close()
 
-    def _places(self, pages: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
-        """Addresses and sizes of header and page, per object."""
-        header, page_bytes = self._headers.shape[1], self._pool.shape[1]
-        if self._staging is not None:
-            base = self._staging.ctypes.data
-            step = self._staging.shape[1]
-            starts = [base + i * step for i in range(len(pages))]
-            return [[start, start + header] for start in starts], [[header, page_bytes]] * len(pages)
-        headers, pool = self._headers.ctypes.data, self._pool.ctypes.data
-        places = [[headers + i * header, pool + page * page_bytes] for i, page in enumerate(pages)]
-        return places, [[header, page_bytes]] * len(pages)
-
-    def _stage(self, objects: int, page_bytes: int) -> Bytes:
-        """Memory in the pool of the `mooncake_client`, which it can read and write."""
-        size = objects * (self._headers.shape[1] + page_bytes)
+    def _staged(self, buffers: _Buffers) -> _Buffers:
+        """The same through memory in the pool of the `mooncake_client`, which it can read and write."""
+        size = buffers.objects * buffers.object_bytes
         address = self._store.alloc_from_mem_pool(size)
         if not address:
             raise ConfigError(
                 f"The mooncake_client has no room for a staging buffer of {size} bytes.",
                 hint="Give it a larger --global_segment_size.",
             )
+        self._store.register_buffer(address, size)
         memory = (ctypes.c_uint8 * size).from_address(address)
-        return np.ctypeslib.as_array(memory).reshape(objects, -1)
+        staging = np.ctypeslib.as_array(memory).reshape(buffers.objects, buffers.object_bytes)
+        return _Staged(buffers, staging)
 
 
 def open_store(options: StoreOptions) -> KvStore:

@@ -24,6 +24,7 @@ from moonlang.disaggregation.channel import Contact, TransferChannel, TransferOp
 from moonlang.disaggregation.local import LocalMover
 from moonlang.mooncake import config, probe
 from moonlang.mooncake.engine import MAX_ENTRY_BYTES, Engine, Peer
+from moonlang.mooncake.lib import how_to_get as how_to_get
 
 _log = log.get(__name__)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -41,7 +42,7 @@ class Identity:
     geometry: Geometry
 
 
-class OutLane:
+class OutLane(ABC):
     """The sending end. Subclasses connect, and know how the reader is woken.
 
     patient: messages may be stored before the peer is there. ready: messages are taken. up: the reader has the ring.
@@ -80,9 +81,9 @@ class OutLane:
             else:
                 self._wait_room(deadline_ns, timeout_ns)
 
+    @abstractmethod
     def publish(self) -> None:
         """Let the reader know what has been stored."""
-        raise NotImplementedError
 
     @property
     def unread(self) -> bool:
@@ -102,9 +103,9 @@ class OutLane:
         self.ready = True
         self.up.set()
 
+    @abstractmethod
     def _connect(self) -> None:
         """Meet the peer, serve the lane until it ends. PeerError says why it did."""
-        raise NotImplementedError
 
     def _live(self) -> None:
         try:
@@ -156,7 +157,7 @@ class OutLane:
         return accepted, talk.fds
 
 
-class InLane:
+class InLane(ABC):
     """The receiving end. Its owner calls `read`; its thread sees the sender go."""
 
     def __init__(self, name: str, hello: Hello, reader: Reader, codec: Codec, sock: socket.socket) -> None:
@@ -183,9 +184,9 @@ class InLane:
         """Something is there, or is about to be."""
         return self.reader.has_more()
 
+    @abstractmethod
     def credit(self) -> None:
         """Tell a sender that waits how far the reader has come."""
-        raise NotImplementedError
 
     def woken(self) -> bool:
         """Has the sender rung since `rest`?"""
@@ -209,13 +210,13 @@ class InLane:
         with suppress(OSError):  # it is closed already
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    @abstractmethod
     def accept(self, talk: Talk) -> None:
         """The last word of the greeting."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the memory."""
-        raise NotImplementedError
 
     def _deliver(self, frame: memoryview | bytearray) -> bool:
         try:

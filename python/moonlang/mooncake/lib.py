@@ -52,6 +52,19 @@ def store() -> Any:
     return _load("mooncake.store").MooncakeDistributedStore()
 
 
+def placement(segment: str) -> Any:
+    """Where a store is to put objects: in `segment` while there is room, "": anywhere."""
+    found = _load("mooncake.store").ReplicateConfig()
+    if segment:
+        found.preferred_segment = segment
+    return found
+
+
+def shared_segment() -> Any:
+    """The class of memory that ranks of one host share. ConfigError when there is none."""
+    return _load("mooncake.engine").SharedSegment
+
+
 def version() -> str:
     """Name and version of the installed wheel; "" without one."""
     for wheel in WHEELS.values():

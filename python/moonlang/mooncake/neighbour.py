@@ -89,17 +89,27 @@ class NeighbourIn(InLane):
         self._room = _checked_bell(fds[1:])
         del fds[1]  # it is ours now
         self._bell = bell
+        self._much = geometry.ring_bytes // 4, geometry.arena_bytes // 4
+        self._rung_at = (0, 0)  # positions in ring and arena
 
     def accept(self, talk: Talk) -> None:
         talk.say(Accepted(), (self._bell,))
 
     def credit(self) -> None:
+        """Only when it is worth a switch of processes, or when there is nothing more to read."""
         fence()
-        words = self.reader.words
-        if words[WRITER_WAITS]:
-            words[WRITER_WAITS] = 0
-            with suppress(BlockingIOError):
-                os.eventfd_write(self._room, 1)
+        reader = self.reader
+        words = reader.words
+        if not words[WRITER_WAITS]:
+            return
+        (ring_at, arena_at), (ring_much, arena_much) = self._rung_at, self._much
+        few = reader.position - ring_at < ring_much and reader.released - arena_at < arena_much
+        if few and reader.has_more():
+            return
+        self._rung_at = reader.position, reader.released
+        words[WRITER_WAITS] = 0
+        with suppress(BlockingIOError):
+            os.eventfd_write(self._room, 1)
 
     def close(self) -> None:
         self.reader.release()

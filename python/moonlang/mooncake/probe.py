@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from moonlang.base.errors import ConfigError
 from moonlang.base.process_memory import host_key
+from moonlang.base.route import own_address
 from moonlang.mooncake import config as settings
 from moonlang.mooncake import lib
 from moonlang.mooncake.config import Hardware, MooncakeConfig
@@ -54,13 +55,10 @@ def reachable(host: str) -> str:
     """The address under which others reach a server that listens on `host`, which may be "all addresses"."""
     if host not in ("", "0.0.0.0", "::"):
         return host
-    family, outside = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((outside, 9))  # sends nothing: it only looks up the way
-            return probe.getsockname()[0]
-        except OSError:  # no way out of this machine
-            return "::1" if host == "::" else "127.0.0.1"
+    try:
+        return own_address("2001:db8::1" if host == "::" else "192.0.2.1")
+    except OSError:  # no way out of this machine
+        return "::1" if host == "::" else "127.0.0.1"
 
 
 def check_metadata(config: MooncakeConfig) -> None:

@@ -11,7 +11,7 @@ import socket
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns, sleep_s
 from moonlang.core.messages import Envelope
@@ -19,12 +19,32 @@ from moonlang.messaging.codec import MAX_BYTES, Codec
 from moonlang.mooncake.greeting import Accepted, Hello, Talk
 from moonlang.mooncake.lane import Identity, InLane
 from moonlang.mooncake.ring import PRODUCED, LandingError, Reader, RingError
-from moonlang.mooncake.site import BELL, CREDIT, READ_BYTES, RESUME_NS, Site, parts_between, prepare, sums_of
+from moonlang.mooncake.site import (
+    BELL,
+    CARRIED_BYTES,
+    CREDIT,
+    READ_BYTES,
+    RESUME_NS,
+    Site,
+    parts_between,
+    prepare,
+    sums_of,
+)
 
 LANDING_NS: Final = 2 * NS_PER_S  # a write that was rung for and is not there by then is lost
 OVERTAKEN_NS: Final = 60_000  # so long a reader stays awake for a write that was rung for
 _LANDING_NAP_S: Final = 20e-6
+_LANDING_BYTES_PER_S: Final = 4e9  # a larger body is looked at again after the time that a write of it takes at best
 _RESUME_LOOK_S: Final = 0.02
+_MAX_BELLS: Final = 4096  # that wait for what they ring for; the rest waits in the connection
+
+
+class _Bell(NamedTuple):
+    """end: position behind the batch. content: the batch itself, when the bell carries it."""
+
+    end: int
+    checksum: int
+    content: bytes
 
 
 class RemoteIn(InLane):
@@ -46,7 +66,7 @@ class RemoteIn(InLane):
         self._arena_bytes = geometry.arena_bytes
         self._produced = 0  # position behind what has been found to be there
         self._unread = bytearray()
-        self._bells: deque[tuple[int, int]] = deque()
+        self._bells: deque[_Bell] = deque()
         self._late_ns = 0  # since when the next batch, or the next body, is waited for
         self._credited = (0, 0)
         self.finished = False  # the sender has said good-bye
@@ -81,17 +101,19 @@ class RemoteIn(InLane):
 
     def _read(self, most: int, found: list[Envelope]) -> None:
         self._hear()
+        size = 0
         try:
-            while self._bells and self._lands(*self._bells[0]):
-                self._produced = self.reader.words[PRODUCED] = self._bells.popleft()[0]
+            while self._bells and self._lands(self._bells[0]):
+                self._produced = self.reader.words[PRODUCED] = self._bells.popleft().end
                 self._late_ns = 0
             super().read(most, found)
             if not self._bells:
                 self._late_ns = 0
                 return
-        except LandingError:
+        except LandingError as error:
             self.credit()
-        self._wait_for_landing()
+            size = error.size
+        self._wait_for_landing(size)
 
     @property
     def is_landing(self) -> bool:
@@ -129,7 +151,9 @@ class RemoteIn(InLane):
         self._site.give_back(self._memory)
 
     def _hear(self) -> None:
-        """Take what bells have come."""
+        """Take what bells have come. RingError: one carries what it cannot."""
+        if len(self._bells) >= _MAX_BELLS:
+            return
         try:
             chunk = self._sock.recv(READ_BYTES)
         except BlockingIOError:
@@ -142,33 +166,53 @@ class RemoteIn(InLane):
             return
         unread = self._unread
         unread += chunk
-        whole = len(unread) // BELL.size * BELL.size
-        for bell in BELL.iter_unpack(bytes(unread[:whole])):
-            self._bells.append(bell)
-        del unread[:whole]
-        if self._bells and self._bells[-1] == (0, 0):
-            self._bells.pop()
-            self.finished = True
+        at = 0
+        while len(unread) - at >= BELL.size:
+            end, checksum, carried = BELL.unpack_from(unread, at)
+            if carried > CARRIED_BYTES:
+                raise RingError(f"A bell carries {carried} bytes, more than {CARRIED_BYTES}.")
+            start = at + BELL.size
+            if len(unread) - start < carried:
+                break
+            at = start + carried
+            if end == 0:
+                self.finished = True
+            else:
+                self._bells.append(_Bell(end, checksum, bytes(unread[start:at])))
+        del unread[:at]
 
-    def _landed(self, end: int, expected: int) -> bool:
-        """Is the batch up to `end` there? RingError: it cannot be."""
-        if not self._produced < end <= self.reader.position + self._ring_bytes:
-            raise RingError(f"A bell rings for {end}, behind {self._produced}.")
-        return self._sums.of_parts(self._memory.view, parts_between(self._produced, end, self._ring_bytes)) == expected
+    def _landed(self, bell: _Bell) -> bool:
+        """Is the batch there? RingError: it cannot be."""
+        if not self._produced < bell.end <= self.reader.position + self._ring_bytes:
+            raise RingError(f"A bell rings for {bell.end}, behind {self._produced}.")
+        memory = self._memory.view
+        parts = parts_between(self._produced, bell.end, self._ring_bytes)
+        if bell.content:
+            self._put(bell.content, parts, bell.end - self._produced)
+        return self._sums.of_parts(memory, parts) == bell.checksum
 
-    def _lands(self, end: int, expected: int) -> bool:
+    def _put(self, content: bytes, parts: list[tuple[int, int]], size: int) -> None:
+        """What a bell carries, to where a write would have brought it."""
+        if len(content) != size:
+            raise RingError(f"A bell for {size} bytes carries {len(content)}.")
+        at = 0
+        for offset, length in parts:
+            self._memory.view[offset : offset + length] = content[at : at + length]
+            at += length
+
+    def _lands(self, bell: _Bell) -> bool:
         """The same a moment later: the bell overtakes the write by some microseconds."""
         until_ns = monotonic_ns() + OVERTAKEN_NS
-        while not self._landed(end, expected):
+        while not self._landed(bell):
             if monotonic_ns() > until_ns:
                 return False
             os.sched_yield()  # the engine's threads need a core to bring it
         return True
 
-    def _wait_for_landing(self) -> None:
+    def _wait_for_landing(self, size: int) -> None:
         """The bell was faster than the write. RingError: it never comes."""
         now_ns = monotonic_ns()
         self._late_ns = self._late_ns or now_ns
         if now_ns - self._late_ns > LANDING_NS:
             raise RingError(f"A write was rung for {LANDING_NS // NS_PER_MS} ms ago, and is not there.")
-        sleep_s(_LANDING_NAP_S)
+        sleep_s(max(_LANDING_NAP_S, size / _LANDING_BYTES_PER_S))

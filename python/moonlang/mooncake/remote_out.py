@@ -4,7 +4,8 @@ The sender keeps a copy of the whole ring: what was stored goes out as one conti
 ring wraps). A TCP connection beside it carries a bell per batch (how far the ring is valid, and the checksum of the
 batch), and the receiver's credits back. The bell is sent while the write is under way, so that the reader wakes up
 meanwhile; it believes what lies in its memory when the checksum fits. Bodies in the arena are written before the batch
-that refers to them, and have checksums of their own.
+that refers to them, and have checksums of their own. A small batch needs no write: it travels with its bell, which is
+under way anyhow, and the reader puts it where the write would have.
 
 Nobody who can merely reach the transfer engine's port can make up a message: positions and checksums come over the
 connection that was greeted with the cluster's token, and checksums begin from a secret number.
@@ -31,7 +32,18 @@ from moonlang.base.wakeup import Wakeup
 from moonlang.mooncake.engine import Peer
 from moonlang.mooncake.lane import REDIAL_NS, Identity, OutLane
 from moonlang.mooncake.ring import CONSUMED, RELEASED, WRITER_WAITS, Block, RingError, Writer
-from moonlang.mooncake.site import BELL, CREDIT, GOODBYE, READ_BYTES, RESUME_NS, Site, parts_between, prepare, sums_of
+from moonlang.mooncake.site import (
+    BELL,
+    CARRIED_BYTES,
+    CREDIT,
+    GOODBYE,
+    READ_BYTES,
+    RESUME_NS,
+    Site,
+    parts_between,
+    prepare,
+    sums_of,
+)
 from moonlang.mooncake.wheel import DONE, PENDING
 
 MAX_FLIGHTS: Final = 8  # writes of one lane under way; what is stored meanwhile makes the next batch
@@ -75,13 +87,14 @@ class RemoteOut(OutLane):
         self._sent = 0  # position behind what was rung for
         self._blocks: deque[Block] = deque()  # sent, but not read yet
         self._flights: list[_Flight] = []
+        self._bells = bytearray()  # and what they carry, as far as the connection has not taken it yet
         self._poke = Wakeup()  # the lane's thread has something to look after
         self.start()
 
     def publish(self) -> None:
         with self._lock:
             self._send()
-            if not self._poke.is_set:
+            if not self._gone_out() and not self._poke.is_set:
                 self._poke.set()
 
     def close(self, linger_ns: int) -> None:
@@ -91,31 +104,42 @@ class RemoteOut(OutLane):
         self._poke.close()
 
     def _send(self) -> None:
-        """Hand to the engine what was stored, unless enough is under way; then ring."""
-        sock, end = self._sock, self.writer.position
-        if sock is None:
+        """Hand over what was stored, unless enough is under way, and ring for it."""
+        end = self.writer.position
+        if self._sock is None:
             return
         if self._flights:
             self._land()
-        if end == self._sent or len(self._flights) >= MAX_FLIGHTS:
+        self._flush()
+        if end == self._sent or self._bells or len(self._flights) >= MAX_FLIGHTS:
             return
         for block in self.writer.blocks:
             self._take_off(block.offset, block.size)
         self._blocks += self.writer.blocks
         self.writer.blocks.clear()
+        memory = self._memory.view
         parts = parts_between(self._sent, end, self._ring_bytes)
+        carried = end - self._sent if end - self._sent <= CARRIED_BYTES else 0
+        self._bells += BELL.pack(end, self._sums.of_parts(memory, parts), carried)
         for offset, size in parts:
-            self._take_off(offset, size)
-        try:
-            sent = sock.send(BELL.pack(end, self._sums.of_parts(self._memory.view, parts)))
-        except BlockingIOError:
-            return  # the lane's thread will try again, and write again what is there already
-        except OSError:
-            self._break()
-            return
-        if sent != BELL.size:
-            self._break()
+            if carried:
+                self._bells += memory[offset : offset + size]
+            else:
+                self._take_off(offset, size)
         self._sent = end
+        self._flush()
+
+    def _flush(self) -> None:
+        """As much as the connection takes."""
+        if self._bells and self._sock is not None:
+            try:
+                sent = self._sock.send(self._bells)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._break()
+                return
+            del self._bells[:sent]
 
     def _take_off(self, offset: int, size: int, tries: int = 1) -> None:
         if self._peer is None:
@@ -191,6 +215,7 @@ class RemoteOut(OutLane):
             self._peer, self._target, self._sock = peer, accepted.address, sock
             self._sent = accepted.produced
             self._flights = []
+            self._bells.clear()
             for block in self._blocks:
                 self._take_off(block.offset, block.size)
             self._send()
@@ -215,8 +240,9 @@ class RemoteOut(OutLane):
                 poked = self._poke.fileno() in ready
                 quiet_looks = quiet_looks + 1 if self._gone_out() and not poked else 0
                 if leave_ns and (quiet_looks or monotonic_ns() > leave_ns):
-                    with suppress(OSError):
-                        sock.send(GOODBYE)
+                    if self._gone_out():
+                        with suppress(OSError):
+                            sock.send(GOODBYE)
                     return False
                 if quiet_looks == _QUIET_LOOKS:
                     self._poke.clear()
@@ -225,7 +251,7 @@ class RemoteOut(OutLane):
                     poll.unregister(self._poke.fileno())  # it stays set while somebody looks
 
     def _gone_out(self) -> bool:
-        return not self._flights and self._sent == self.writer.position
+        return not self._flights and not self._bells and self._sent == self.writer.position
 
     def _take_credits(self, sock: socket.socket, unread: bytearray) -> bool:
         """False when the connection is broken."""

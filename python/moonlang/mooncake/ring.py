@@ -30,6 +30,7 @@ from moonlang.base.errors import ConfigError, PeerError
 HEADER_BYTES: Final = 256  # of each reader
 WORD: Final = 8
 INLINE_BYTES: Final = 8192  # larger messages go through the arena
+READ_BYTES: Final = 256 << 10  # a read ends behind so much from the arena: what is decoded fits into a cache
 
 # Words of a header, each in the cache line of whoever writes it.
 PRODUCED: Final = 0  # position behind the last complete frame; the writer's; only in the first header
@@ -49,6 +50,7 @@ _HEADER_WORDS: Final = HEADER_BYTES // WORD
 _REFERENCE: Final = struct.Struct("<QQQQQ")  # position and size in the arena, offset in and size of the message, sum
 
 _barrier = threading.Lock()
+_take_barrier, _leave_barrier = _barrier.acquire, _barrier.release  # half the time of a `with`
 
 
 class RingError(PeerError):
@@ -56,7 +58,11 @@ class RingError(PeerError):
 
 
 class LandingError(Exception):
-    """A body that is referred to has not arrived yet: its checksum does not fit. Try again soon."""
+    """A body of `size` bytes that is referred to has not arrived yet: its checksum does not fit. Try again soon."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"{size} bytes have not arrived.")
+        self.size = size
 
 
 def fence() -> None:
@@ -65,8 +71,8 @@ def fence() -> None:
     Who announces that it will sleep and who looks whether somebody sleeps each store one word and then load the
     other's. Without this both may see the old value, and a bell is never rung.
     """
-    with _barrier:
-        pass
+    _take_barrier()
+    _leave_barrier()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +149,19 @@ class Writer:
     def put(self, message: bytearray | bytes) -> bool:
         """Store a message of at most INLINE_BYTES; False when there is no room for it."""
         size = len(message)
-        start = self._room(size)
-        if not start:
-            return False
-        self.words[start >> 3] = _INLINE_TAG | size
+        need, at = (size + 15) & ~7, self.position
+        offset = at % self._ring_bytes
+        if offset + need <= self._ring_bytes and at + need - self._consumed <= self._ring_bytes:
+            start = self._start + offset  # as `_room` would find; most of the time this is all
+        else:
+            start = self._room(size)
+            if not start:
+                return False
+        words = self.words
+        words[start >> 3] = _INLINE_TAG | size
         start += WORD
         self._bytes[start : start + size] = message
-        self._publish(size)
+        self.position = words[PRODUCED] = self.position + need
         return True
 
     def put_large(self, message: bytearray | bytes) -> Iterator[bool]:
@@ -234,6 +246,7 @@ class Reader:
         self.words = memory.cast("Q")
         self.position = 0
         self.released = 0
+        self.left = False  # the last read has left something, for its caller to come back
         self._consumed_word = geometry.word(CONSUMED, slot)
         self._released_word = geometry.word(RELEASED, slot)
         self._bytes = memory
@@ -245,6 +258,7 @@ class Reader:
         self._max_bytes = max_bytes
         self._checksum = checksum
         self._partial = bytearray()  # the first parts of a message
+        self._large_bytes = 0  # read from the arena by this `read`
 
     def has_more(self) -> bool:
         return self.words[PRODUCED] != self.position
@@ -252,19 +266,22 @@ class Reader:
     def read(self, most: int, deliver: Callable[[memoryview | bytearray], bool]) -> int:
         """Hand up to `most` messages to `deliver`, which must not keep what it is given and says whether it counts.
 
-        The number of those that count. RingError, LandingError: what came before is delivered, nothing is twice.
+        Fewer when they are large: see READ_BYTES. The number of those that count.
+        RingError, LandingError: what came before is delivered, nothing is twice.
         """
         words, data = self.words, self._bytes
         produced = words[PRODUCED]
         at = self.position
+        self.left = False
         if produced == at:
             return 0
         if not 0 < produced - at <= self._ring_bytes:
             raise RingError(f"The writer claims to be at {produced}, the reader is at {at}.")
         count = 0
         credit_at = at + self._ring_bytes // 4
+        self._large_bytes = 0
         try:
-            while at != produced and count < most:
+            while at != produced and count < most and self._large_bytes < READ_BYTES:
                 start = self._start + at % self._ring_bytes
                 word = words[start >> 3]
                 size = word & _SIZE_MASK
@@ -286,6 +303,7 @@ class Reader:
                     credit_at = at + self._ring_bytes // 4
         finally:
             self.position = words[self._consumed_word] = at
+        self.left = at != produced
         return count
 
     def _check_frame(self, at: int, size: int, most: int, produced: int) -> None:
@@ -308,7 +326,7 @@ class Reader:
             raise RingError(f"A frame refers to {length} bytes at {position} of the arena, {at} of {total}.")
         body = self._bytes[self._arena_start + offset : self._arena_start + offset + length]
         if self._checksum is not None and self._checksum(body) != checksum:
-            raise LandingError
+            raise LandingError(length)
         counts = False
         try:
             if kind == _BLOCK:
@@ -318,6 +336,7 @@ class Reader:
                 counts = self._add_part(body, at, total, deliver)
         finally:
             body.release()
+            self._large_bytes += length
             self.released = -(-(position + length) // WORD) * WORD
             self.words[self._released_word] = self.released
         return counts

@@ -21,9 +21,10 @@ from moonlang.mooncake.ring import HEADER_BYTES
 
 RESUME_NS: Final = 5 * NS_PER_S  # for so long both ends keep a lane whose connection broke
 UNACKNOWLEDGED_MS: Final = 800  # bytes that the peer's host does not take for so long end the connection
-READ_BYTES: Final = 1 << 14
-BELL: Final = struct.Struct("<QQ")  # position behind the batch, its checksum
-GOODBYE: Final = BELL.pack(0, 0)
+READ_BYTES: Final = 1 << 16
+CARRIED_BYTES: Final = 4096  # a batch up to this size travels with its bell
+BELL: Final = struct.Struct("<QQI")  # position behind the batch, its checksum, bytes of it that follow: all or none
+GOODBYE: Final = BELL.pack(0, 0, 0)
 CREDIT: Final = struct.Struct("<QQ")  # positions behind what was read, of ring and arena
 
 

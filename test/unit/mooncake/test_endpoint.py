@@ -127,6 +127,22 @@ def test_a_slow_reader_bounds_memory_and_the_wait_and_loses_nothing(opener: Open
     assert [envelope.seq for envelope in receive(b, sent)] == list(range(sent))
 
 
+def test_large_messages_come_a_few_at_a_time_and_the_bell_goes_on(opener: Opener) -> None:
+    """What one call decodes fits into a cache; what is left wakes its reader again."""
+    whole = Geometry(arena_bytes=1 << 21)
+    a, b = opener("a", geometry=whole), opener("b", geometry=whole)
+    body = Reply(0, True, "x" * 100_000)
+    a.send("b", body)
+    receive(b, 1)
+    for _ in range(8):
+        a.send("b", body)
+    counts: list[int] = []
+    while sum(counts) < 8:
+        b.wait(DEADLINE_NS)
+        counts.append(len(b.recv()))
+    assert counts == [3, 3, 2]
+
+
 @pytest.mark.parametrize("size", [200_000, 2_000_000])
 def test_a_message_larger_than_all_memory_passes_while_it_is_read(opener: Opener, size: int) -> None:
     a, b = opener("a"), opener("b", send_timeout_ns=DEADLINE_NS)
@@ -162,6 +178,8 @@ def test_greetings_of_strangers_change_nothing(opener: Opener, tmp_path: Path) -
     descriptors = len(os.listdir("/proc/self/fd"))
     for _ in range(GREETINGS):
         body = bytearray(good) if draw.random() < 0.5 else bytearray(draw.randbytes(draw.randrange(200)))
+        if draw.random() < 0.05:  # a list in a list in a list
+            body = bytearray(good[:1] + b"\xa5Hello" + b"\x91" * 4000)
         for _ in range(draw.randrange(3)):
             if body:
                 body[draw.randrange(len(body))] = draw.randrange(256)

@@ -15,6 +15,7 @@ from moonlang.mooncake.ring import (
     HEADER_BYTES,
     INLINE_BYTES,
     PRODUCED,
+    READ_BYTES,
     Geometry,
     LandingError,
     Reader,
@@ -88,6 +89,19 @@ def test_a_message_that_was_given_up_half_way_is_forgotten() -> None:
     message = random.Random(3).randbytes(2 * GEOMETRY.piece_bytes)
     assert list(ring.writer.put_large(message)) == [True, True]
     assert ring.take() == [message]
+
+
+def test_a_read_of_large_messages_ends_early_and_says_so() -> None:
+    geometry = Geometry(arena_bytes=1 << 20)
+    memory = memoryview(bytearray(geometry.total_bytes))
+    writer, reader = Writer(memory, geometry), Reader(memory, geometry, MAX_BYTES)
+    body = bytes(READ_BYTES // 4)
+    for _ in range(6):
+        assert list(writer.put_large(body)) == [True]
+    assert reader.read(100, lambda frame: frame == body) == 4
+    assert reader.left
+    assert reader.read(100, lambda frame: frame == body) == 2
+    assert not reader.left
 
 
 def test_a_full_ring_takes_nothing_until_the_reader_has_read() -> None:
