@@ -52,6 +52,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-layer-types": ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "layer_types": QWEN_KINDS}),
     "qwen3_moe-raw-sparse": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": []}),
     "qwen2_moe-all": ("qwen2_moe", {"use_sliding_window": False, "norm_topk_prob": True, "decoder_sparse_step": 1}),
+    "deepseek_v2-lite": ("deepseek_v2", {"topk_method": "greedy", "n_group": None, "topk_group": None}),
+    "deepseek_v2-yarn": ("deepseek_v2", {"rope_scaling": YARN_MSCALE, "q_lora_rank": 40, "first_k_dense_replace": 0}),
+    "deepseek_v3-plain": ("deepseek_v3", {"rope_scaling": None, "q_lora_rank": None, "rope_interleave": False}),
+    "deepseek_v3-one-group": ("deepseek_v3", {"n_group": 1, "topk_group": 1, "norm_topk_prob": False}),
     "gemma2-uncapped": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gemma3-new-rope": ("gemma3", {"rope_parameters": GEMMA3_ROPE, "rope_scaling": None}),
 }
@@ -60,11 +64,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module", params=VARIANTS)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     name, changes = VARIANTS[request.param]
-    config = specs()[name].tiny() | changes
     folder = tmp_path_factory.mktemp(request.param)
-    return write_checkpoint(
-        folder, {key: value for key, value in config.items() if value is not None or key in changes}
-    ), folder
+    return write_checkpoint(folder, specs()[name].tiny() | changes), folder
 
 
 @pytest.fixture(params=["torch", "program"])
@@ -152,7 +153,10 @@ def test_the_spelling_of_new_and_old_config_files(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", specs())
 def test_bfloat16_rounds_as_transformers_does(name: str, tmp_path: Path, path: str) -> None:
-    """Half precision cannot agree to 1e-4; but it must be no further from float32 than transformers in bfloat16 is."""
+    """Half precision cannot agree to 1e-4; but it must be no further from float32 than transformers in bfloat16 is.
+
+    At the median of positions: at a few of them rounding changes an expert, here or there.
+    """
     exact = write_checkpoint(tmp_path, specs()[name].tiny())
     tokens = [random.Random(2).randrange(256) for _ in range(48)]
     with torch.inference_mode():
@@ -162,7 +166,8 @@ def test_bfloat16_rounds_as_transformers_does(name: str, tmp_path: Path, path: s
     sequence = driver.sequence(tokens)
     driver.generate([sequence], 20, 1)
     ours = torch.stack(sequence.logits).log_softmax(-1)
-    assert (ours - expected).abs().mean() <= 1.25 * (theirs - expected).abs().mean()
+    own, other = ((found - expected).abs().mean(-1).median() for found in (ours, theirs))
+    assert own <= 1.25 * other
 
 
 def test_the_text_half_of_a_multimodal_gemma3(tmp_path: Path) -> None:

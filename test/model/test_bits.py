@@ -30,7 +30,12 @@ pytestmark = pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not ins
 
 
 PLAIN = [(name, dtype, "auto") for name in specs() for dtype in ("float32", "bfloat16")]
-NARROW = [("qwen3", "bfloat16", "fp8_e4m3"), ("llama", "float32", "fp8_e5m2"), ("gemma2", "bfloat16", "int8")]
+NARROW = [
+    ("qwen3", "bfloat16", "fp8_e4m3"),
+    ("deepseek_v3", "bfloat16", "fp8_e4m3"),
+    ("llama", "float32", "fp8_e5m2"),
+    ("gemma2", "bfloat16", "int8"),
+]
 
 
 @pytest.fixture(scope="module", params=PLAIN + NARROW, ids=str)

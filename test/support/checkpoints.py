@@ -26,6 +26,9 @@ def reference_model(config: dict[str, Any]) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():  # norms begin as ones and biases as zeros: give all of them a part to play
             parameter.add_(torch.randn(parameter.shape) * 0.1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape) * 0.1)
     return model
 
 

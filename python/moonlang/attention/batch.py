@@ -31,16 +31,18 @@ class BatchLayout:
 class AttentionSpec:
     """How one layer attends. window: a token sees itself and the `window` - 1 tokens before it; None: all before it.
 
-    softcap c bounds the scores before the mask: c * tanh(s / c).
+    softcap c bounds the scores before the mask: c * tanh(s / c). value_dim: the first so many numbers of a key are its
+    value, and there are no others (a latent); None: values are stored beside the keys.
     """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
+    value_dim: int | None = None
 
 
 class KvPages(Protocol):
-    """The pool as attention sees it. buffer: [P, L, 2, K, p, D]; see `kv_pool.KvPool`."""
+    """The pool as attention sees it. buffer: [P, L, 2, K, p, D], or [P, L, 1, 1, p, D]; see `kv_pool.KvPool`."""
 
     buffer: Tensor
 
@@ -60,9 +62,20 @@ class AttentionBackend(Protocol):
         ...
 
     def attend(
-        self, prepared: Any, pool: KvPages, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
+        self,
+        prepared: Any,
+        pool: KvPages,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor | None,
+        spec: AttentionSpec,
+        sinks: Tensor | None = None,
     ) -> Tensor:
-        """Store k and v ([T, K, D]) in the pool, then attend from q ([T, H, D]). Returns [T, H, D]."""
+        """Store k and v ([T, K, D]) in the pool, then attend from q ([T, H, D]). Returns [T, H, D].
+
+        v is None when spec.value_dim is set; then [T, H, value_dim] comes out. sinks: [H], see `layers.sinks`.
+        """
         ...
 
 
@@ -87,9 +100,20 @@ class ForwardContext:
         self._backend = backend
         self._prepared = backend.prepare(layout, pool)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
-        """q: [T, H, D], k, v: [T, K, D] of the new tokens -> [T, H, D]. Their k and v are in the pool afterwards."""
-        out = self._backend.attend(self._prepared, self._pool, layer, q, k, v, spec)
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor | None,
+        spec: AttentionSpec,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """q: [T, H, D], k, v: [T, K, D] of the new tokens -> [T, H, D]. Their k and v are in the pool afterwards.
+
+        v is None where keys are values: see AttentionSpec.value_dim. sinks: [H], see `layers.sinks`.
+        """
+        out = self._backend.attend(self._prepared, self._pool, layer, q, k, v, spec, sinks)
         if self._stored is not None:
             self._stored(layer + 1)
         return out

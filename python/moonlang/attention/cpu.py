@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import sgl_kernel
-import torch
 from torch import Tensor
 
 from moonlang.attention.batch import AttentionSpec, BatchLayout, KvPages
@@ -40,15 +39,28 @@ class CpuAttention:
         )
 
     def attend(
-        self, prepared: _Prepared, pool: KvPages, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
+        self,
+        prepared: _Prepared,
+        pool: KvPages,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor | None,
+        spec: AttentionSpec,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See `AttentionBackend.attend`."""
-        pages = sgl_kernel.KvPages(pool.buffer, layer, inline_scales=pool.inline_scales)
-        q, k, v = (x.contiguous() for x in (q, k, v))
-        sgl_kernel.rope_store(None, k.flatten(1), v.flatten(1), pages, prepared.store_page, prepared.store_offset)
-        out = torch.empty_like(q)
-        plan = self._plan(prepared, q.shape[1], k.shape[1], v.shape[2], pool.buffer.shape[4], spec.window or 0)
-        sgl_kernel.attend(plan, q.flatten(1), pages, out.flatten(1), scale=spec.scale, softcap=spec.softcap or 0.0)
+        buffer = pool.buffer if v is not None else pool.buffer[:, :, 0, 0]
+        pages = sgl_kernel.KvPages(buffer, layer, value_dim=spec.value_dim, inline_scales=pool.inline_scales)
+        q, k = q.contiguous(), k.contiguous().flatten(1)
+        stored = None if v is None else v.contiguous().flatten(1)
+        sgl_kernel.rope_store(None, k, stored, pages, prepared.store_page, prepared.store_offset)
+        out = q.new_empty(*q.shape[:2], spec.value_dim or q.shape[2])
+        kv_heads = pool.buffer.shape[3]
+        plan = self._plan(prepared, q.shape[1], kv_heads, out.shape[2], pool.buffer.shape[4], spec.window or 0)
+        scores = None if sinks is None else sinks.float()
+        softcap = spec.softcap or 0.0
+        sgl_kernel.attend(plan, q.flatten(1), pages, out.flatten(1), scale=spec.scale, softcap=softcap, sinks=scores)
         return out
 
     @staticmethod

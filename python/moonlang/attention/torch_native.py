@@ -25,7 +25,7 @@ class _DecodeGroup:
     """Decode rows of similar length, padded to `tokens` keys each.
 
     rows: [R] row numbers, None for all decode rows in order. blocks: [2 * R * K * n] pool blocks of the keys, then
-    values. mask: [R * K, 1, tokens] float32, 0 or -inf.
+    values (of a latent [R * n]: it is both). mask: [R * K, 1, tokens] float32, 0 or -inf.
     """
 
     rows: Tensor | None
@@ -61,7 +61,7 @@ class _View:
 class _Prepared:
     layout: BatchLayout
     longest: int  # tokens of the longest sequence
-    views: dict[tuple[int | None, bool], _View]  # by window, and whether scores are capped
+    views: dict[tuple[int | None, bool], _View]  # by window, and whether scores are in memory
 
 
 class TorchNative:
@@ -77,32 +77,46 @@ class TorchNative:
         return _Prepared(layout=layout, longest=longest, views={})
 
     def attend(
-        self, prepared: _Prepared, pool: KvPages, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
+        self,
+        prepared: _Prepared,
+        pool: KvPages,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor | None,
+        spec: AttentionSpec,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See `AttentionBackend.attend`."""
         layout = prepared.layout
         pool.key(layer)[layout.store_page, :, layout.store_offset] = k
-        pool.value(layer)[layout.store_page, :, layout.store_offset] = v
-        view = self._view(prepared, pool, spec)
+        if v is None:
+            v = k[..., : spec.value_dim]
+        else:
+            pool.value(layer)[layout.store_page, :, layout.store_offset] = v
+        by_scores = spec.softcap is not None or sinks is not None
+        view = self._view(prepared, pool, spec, by_scores or spec.value_dim is not None)
         blocks = _pool_blocks(pool.buffer, layer)
         if not view.prefill and view.decode[0].rows is None:
-            return _decode(view.decode[0], blocks, q, k.shape[1], spec)
-        out = q.new_empty(q.shape)
+            return _decode(view.decode[0], blocks, q, k.shape[1], spec, sinks)
+        out = q.new_empty(*q.shape[:2], v.shape[2])
         for group in view.decode:
             rows = slice(0, layout.num_decode) if group.rows is None else group.rows
-            out[rows] = _decode(group, blocks, q[rows], k.shape[1], spec)
+            out[rows] = _decode(group, blocks, q[rows], k.shape[1], spec, sinks)
         for block in view.prefill:
-            out[block.first : block.last] = _prefill(block, blocks, q, k, v, spec)
+            attend = _prefill_by_scores if by_scores else _prefill_fused
+            mine = slice(block.first, block.last)
+            out[mine] = attend(q[mine], *_keys_values(block, blocks, k, v, spec), block.mask, spec, sinks)
         return out
 
     @staticmethod
-    def _view(prepared: _Prepared, pool: KvPages, spec: AttentionSpec) -> _View:
+    def _view(prepared: _Prepared, pool: KvPages, spec: AttentionSpec, scores_in_memory: bool) -> _View:
         window = spec.window if spec.window is not None and spec.window < prepared.longest else None
-        key = window, spec.softcap is not None
+        key = window, scores_in_memory
         view = prepared.views.get(key)
         if view is None:
             make = _ViewMaker(prepared.layout, pool.buffer, window)
-            view = prepared.views[key] = _View(make.decode_groups(), make.prefill_blocks(spec.softcap is not None))
+            view = prepared.views[key] = _View(make.decode_groups(), make.prefill_blocks(scores_in_memory))
         return view
 
 
@@ -110,21 +124,22 @@ class _ViewMaker:
     """Makes the groups and blocks of one window size."""
 
     def __init__(self, layout: BatchLayout, buffer: Tensor, window: int | None) -> None:
-        _, layers, _, heads, self.page, dim = buffer.shape
+        _, layers, halves, heads, self.page, dim = buffer.shape
         self.layout = layout
         self.window = window
-        self.token_elements = 2 * heads * dim
+        self.token_elements = halves * heads * dim
         self.heads = heads
-        self.page_blocks = layers * 2 * heads
+        self.page_blocks = layers * halves * heads
         # Offsets of the K key blocks, then of the K value blocks, of layer 0 within a page.
-        self.head_blocks = torch.arange(2 * heads, device=buffer.device).view(2, 1, heads, 1)
+        self.head_blocks = torch.arange(halves * heads, device=buffer.device).view(halves, 1, heads, 1)
 
     def _first_page(self, start: int) -> int:
         """The page where the oldest token lies that position `start` sees."""
         return 0 if self.window is None else max(0, start + 1 - self.window) // self.page
 
     def _blocks(self, pages: Tensor) -> Tensor:
-        """pages: [R, n] -> [2 * R * K * n] blocks: gathered, they are keys and values as [2, R * K, n * p, D]."""
+        """pages: [R, n] -> [2 * R * K * n] blocks: gathered, they are keys and values as [2, R * K, n * p, D]; of a
+        latent [R * n] and [1, R, n * p, D]."""
         return (pages[:, None, :] * self.page_blocks + self.head_blocks).flatten()
 
     def decode_groups(self) -> list[_DecodeGroup]:
@@ -214,23 +229,35 @@ class _ViewMaker:
 
 def _pool_blocks(buffer: Tensor, layer: int) -> Tensor:
     """The pool as [blocks, p * D], one block per (page, layer, k|v, head), beginning with the first of `layer`."""
-    _, _, _, heads, page, dim = buffer.shape
-    return buffer.view(-1, page * dim)[layer * 2 * heads :]
+    _, _, halves, heads, page, dim = buffer.shape
+    return buffer.view(-1, page * dim)[layer * halves * heads :]
 
 
-def _decode(group: _DecodeGroup, blocks: Tensor, q: Tensor, kv_heads: int, spec: AttentionSpec) -> Tensor:
+def _gathered(blocks: Tensor, wanted: Tensor, rows: int, dim: int, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
+    """Keys [rows, tokens, D] and values [rows, tokens, spec.value_dim or D] of the `wanted` blocks."""
+    halves = 2 if spec.value_dim is None else 1
+    found = blocks.index_select(0, wanted).view(halves, rows, -1, dim)
+    return found[0], found[-1][..., : spec.value_dim]
+
+
+def _decode(
+    group: _DecodeGroup, blocks: Tensor, q: Tensor, kv_heads: int, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
     """q: [R, H, D] -> [R, H, D]. The heads that share a kv head are the rows of one small matrix product."""
     count, heads, dim = q.shape
-    keys, values = blocks.index_select(0, group.blocks).view(2, count * kv_heads, group.tokens, dim)
+    keys, values = _gathered(blocks, group.blocks, count * kv_heads, dim, spec)
     q = q.reshape(count * kv_heads, heads // kv_heads, dim)
-    return _attend_by_scores(q, keys, values, group.mask, spec).view(count, heads, dim)
+    sink = None if sinks is None else sinks.view(kv_heads, -1, 1).repeat(count, 1, 1)
+    return _attend_by_scores(q, keys, values, group.mask, spec, sink).view(count, heads, -1)
 
 
-def _attend_by_scores(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
-    """q: [N, M, D], keys, values: [N, S, D], mask: [N, 1 or M, S] float32, added -> [N, M, D].
+def _attend_by_scores(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spec: AttentionSpec, sink: Tensor | None
+) -> Tensor:
+    """q: [N, M, D], keys: [N, S, D], values: [N, S, Dv], mask: [N, 1 or M, S] float32, added -> [N, M, Dv].
 
-    In float32 whatever the model's dtype: as exact as fused kernels, and for 16-bit products of ever new shapes oneDNN
-    would compile kernel after kernel.
+    sink: [N, M, 1] or None. In float32 whatever the model's dtype: as exact as fused kernels, and for 16-bit products
+    of ever new shapes oneDNN would compile kernel after kernel.
     """
     mask = mask.expand(len(q), q.shape[1], keys.shape[1])
     products, keys = q.float(), keys.float().transpose(1, 2)
@@ -238,39 +265,50 @@ def _attend_by_scores(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spe
         scores = torch.baddbmm(mask, products, keys, alpha=spec.scale)
     else:
         scores = torch.bmm(products, keys).mul_(spec.scale / spec.softcap).tanh_().mul_(spec.softcap).add_(mask)
-    return torch.bmm(torch.softmax(scores, -1), values.float()).to(values.dtype)
+    if sink is not None:
+        scores = torch.cat((scores, sink.float()), -1)
+    weights = torch.softmax(scores, -1)[..., : keys.shape[2]]
+    return torch.bmm(weights, values.float()).to(values.dtype)
 
 
-def _prefill(block: _PrefillBlock, blocks: Tensor, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
-    """Attention of the block's queries: [last - first, H, D]."""
-    q = q[block.first : block.last]
+def _keys_values(
+    block: _PrefillBlock, blocks: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
+) -> tuple[Tensor, Tensor]:
+    """What the block's queries see: [K, S, D] each."""
     if block.blocks is None:
-        keys, values = k[block.first : block.last].transpose(0, 1), v[block.first : block.last].transpose(0, 1)
-    else:
-        gathered = blocks.index_select(0, block.blocks).view(2, k.shape[1], -1, k.shape[2])
-        keys, values = gathered[:, :, : block.tokens]
-    if spec.softcap is not None and block.mask is not None:
-        return _prefill_by_scores(q, keys, values, block.mask, spec)
+        return k[block.first : block.last].transpose(0, 1), v[block.first : block.last].transpose(0, 1)
+    keys, values = _gathered(blocks, block.blocks, k.shape[1], k.shape[2], spec)
+    return keys[:, : block.tokens], values[:, : block.tokens]
+
+
+def _prefill_fused(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
+    """q: [n, H, D], keys, values: [K, S, D], mask: [n, S] bool, None: plain causal -> [n, H, D]. sinks: none."""
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         keys[None],
         values[None],
-        attn_mask=block.mask,
-        is_causal=block.mask is None,
+        attn_mask=mask,
+        is_causal=mask is None,
         scale=spec.scale,
         enable_gqa=True,
     )
     return out[0].transpose(0, 1)
 
 
-def _prefill_by_scores(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
-    """q: [n, H, D], keys, values: [K, S, D], mask: [n, S] bool -> [n, H, D]."""
+def _prefill_by_scores(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
+    """The same for what a fused kernel does not know. There is a mask (see `prefill_blocks`)."""
+    assert mask is not None
     length, heads, dim = q.shape
     kv_heads, group = len(keys), heads // len(keys)
     hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))
     q = q.transpose(0, 1).reshape(kv_heads, group * length, dim)
-    out = _attend_by_scores(q, keys, values, hidden.repeat(group, 1)[None], spec)
-    return out.view(heads, length, dim).transpose(0, 1)
+    sink = None if sinks is None else sinks.view(kv_heads, group, 1).repeat_interleave(length, 1)
+    out = _attend_by_scores(q, keys, values, hidden.repeat(group, 1)[None], spec, sink)
+    return out.view(heads, length, -1).transpose(0, 1)
 
 
 BACKEND = TorchNative

@@ -20,7 +20,7 @@ def pack(
 
     Parts that do not go together (one is a float, or their inputs are in different orders), and groups of a size
     without a kernel, are dequantised: right, but no smaller than floats. segments: of the sums over K, see
-    `sgl_kernel.pack`; quantised weights have segments of their own.
+    `sgl_kernel.pack` and `QuantizedMatrix.segments`.
     """
     matrices = [part for part in parts if isinstance(part, QuantizedMatrix)]
     if not matrices or len(matrices) < len(parts) or not _go_together(matrices):
@@ -34,9 +34,11 @@ def pack(
         [part.zeros for part in matrices],
         kind=first.kind,
         group=first.group,
+        lead=first.lead,
         order=None if first.order is None else first.order.int(),
         gated=gated,
         arena=arena,
+        segments=first.segments(segments),
     )
 
 
@@ -49,7 +51,10 @@ def _go_together(matrices: Sequence[QuantizedMatrix]) -> bool:
     zeros = any(matrix.zeros is not None for matrix in matrices)
     if sgl_kernel.why_not_packable(first.kind, first.shape[1], first.group, zeros):
         return False
-    return all((m.kind, m.group) == (first.kind, first.group) and _same(m.order, first.order) for m in matrices)
+    return all(
+        (m.kind, m.group, m.lead) == (first.kind, first.group, first.lead) and _same(m.order, first.order)
+        for m in matrices
+    )
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -18,7 +18,9 @@ from sgl_kernel.program import PackedWeight, Program
 from sgl_kernel.ranks import Ranks
 from torch import Tensor
 
+from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.kernels.packing import pack
+from moonlang.kernels.placing import Emit, Op, Value, keep_few, place
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -34,28 +36,6 @@ _NONE = -1
 
 class NotLowerableError(Exception):
     """A block that has no kernel; the text says which and why. The model runs on torch then."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Value:
-    """Rows of `columns` numbers in the program's dtype. kept: a row per kept token instead of one per token."""
-
-    columns: int
-    kept: bool = False
-
-
-Emit = Callable[[Program, Sequence[int], int], None]  # (program, buffers of the inputs, buffer of the output)
-
-
-@dataclass(frozen=True, slots=True)
-class _Op:
-    """`over`: the input whose memory the output may take. meets: tokens meet in this op, so it needs all of them."""
-
-    inputs: tuple[Value | None, ...]
-    output: Value
-    emit: Emit
-    over: Value | None = None
-    meets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +61,28 @@ class Builder:
     """Collects kernel calls.
 
     dtype: of the values, "float32", "bfloat16" or "float16". packed: where weights packed before may lie. ranks: those
-    who hold the other shards of the model.
+    who hold the other shards of the model. lanes: what carries tokens to their experts (`ExpertExchange.native`).
+    expert_ranks: those who hold the other experts, when each has tokens of its own and all the rest of the model.
     """
 
     def __init__(
-        self, dtype: str, parts: Parts, packed: PackedWeights | None = None, ranks: Ranks | None = None
+        self,
+        dtype: str,
+        parts: Parts,
+        packed: PackedWeights | None = None,
+        ranks: Ranks | None = None,
+        lanes: Sequence[Any] = (),
+        expert_ranks: Ranks | None = None,
     ) -> None:
         self.dtype = dtype
         self._torch_dtype: torch.dtype = getattr(torch, dtype)
         self._parts = parts
         self._packed = packed or Unkept()
         self._ranks = ranks
+        self._lanes = lanes
+        self._expert_ranks = expert_ranks
         self._weight_bytes = 0
-        self._ops: list[_Op] = []
+        self._ops: list[Op] = []
         self._head: Callable[[Program, int], None] | None = None
         self._head_parameter: Tensor | None = None
         self._head_weight: PackedWeight | None = None
@@ -167,6 +156,14 @@ class Builder:
 
         return self._add((), parameter.shape[1], emit)
 
+    def given(self, columns: int) -> Value:
+        """The hidden states of all tokens, where another program has computed the layers before."""
+
+        def emit(program: Program, ids: Sequence[int], out: int) -> None:
+            program.given(out, columns)
+
+        return self._add((), columns, emit)
+
     def norm(self, x: Value, norm: NormWeight, residual: Value | None = None) -> Value:
         """norm(x) (+ residual)."""
 
@@ -204,29 +201,42 @@ class Builder:
         x: Value,
         *,
         router: Tensor,
+        router_bias: Tensor | None = None,
+        choice_bias: Tensor | None = None,
         gate_up: Tensor,
         down: Tensor,
         act: str,
         gating: Mapping[str, Any],
+        biases: tuple[Tensor, Tensor] | None = None,
+        bounds: tuple[float, float] | None = None,
         shared: tuple[Tensor, Tensor] | None = None,
         shared_gate: Tensor | None = None,
         residual: Value | None = None,
     ) -> Value:
         """A mixture of experts (+ residual). router: [E, M], kept in float32. gate_up: [E, 2F, M], down: [E, M, F].
+        router_bias: [E]. choice_bias: [E], added to the scores for the choice. biases: [E, 2F] and [E, M] of gate_up
+        and down. bounds: alpha and limit of the activation "bounded".
 
         The parameters are this rank's experts, whose E may be less than the router's. gating: arguments of
         `sgl_kernel.moe.gating`. shared: gate_up and down of an expert that every token visits,
         weighted by the sigmoid of `shared_gate` [1, M].
         """
+        scores = self.matrix(router, kind="f32")
+        ups, downs = self._expert_matrices(gate_up, gated=True), self._expert_matrices(down)
+        if biases is not None:
+            ups, downs = self._biased(ups, biases[0]), self._biased(downs, biases[1])
         layer = moe.moe(
-            router=self.matrix(router, kind="f32"),
-            gate_up=self._expert_matrices(gate_up, gated=True),
-            down=self._expert_matrices(down),
+            router=scores if router_bias is None else scores.with_bias(self.vector(router_bias)),
+            router_bias=() if choice_bias is None else self.vector(choice_bias).tolist(),
+            gate_up=ups if bounds is None else [weight.with_bounds(*bounds) for weight in ups],
+            down=downs,
             gating=moe.gating(**gating),
-            act=self._kernel_act(act),
+            act=self._kernel_act(act) if bounds is None else "bounded",
             shared=() if shared is None else (self.matrix(shared[0], gated=True), self.matrix(shared[1])),
             shared_gate=None if shared_gate is None else self.matrix(shared_gate, kind="f32"),
-            ranks=self._ranks,
+            ranks=self._expert_ranks or self._ranks,
+            lanes=self._lanes,
+            own_tokens=self._expert_ranks is not None,
         )
 
         def emit(program: Program, ids: Sequence[int], out: int) -> None:
@@ -247,6 +257,11 @@ class Builder:
 
         return [self._pack(partial(of, expert), gated=gated) for expert in range(len(parameter))]
 
+    def _biased(self, weights: Sequence[PackedWeight], parameter: Tensor) -> list[PackedWeight]:
+        """parameter: [E, N], the biases of the experts."""
+        (whole,) = self._parts(parameter)
+        return [weight.with_bias(bias.float().contiguous()) for weight, bias in zip(weights, whole, strict=True)]
+
     def attend(
         self,
         qkv: Value,
@@ -259,13 +274,14 @@ class Builder:
         softcap: float | None = None,
         q_norm: NormWeight | None = None,
         k_norm: NormWeight | None = None,
+        sinks: Tensor | None = None,
     ) -> Value:
         """qkv: [T, (H + 2K) D], rotated and stored in the pool, then attended: [T, H D].
 
         heads: H. rotation: [positions, D] float32, the cosines of the first half of a head, then its sines. q_norm,
-        k_norm: of each head of q and k, before the rotation.
+        k_norm: of each head of q and k, before the rotation. sinks: [H], scores of a key without a value.
         """
-        dim = rotation.shape[1]
+        dim, scores = rotation.shape[1], None if sinks is None else self.vector(sinks)
 
         def emit(program: Program, ids: Sequence[int], out: int) -> None:
             program.attend(
@@ -280,9 +296,71 @@ class Builder:
                 scale=scale,
                 window=window or 0,
                 softcap=softcap or 0.0,
+                sinks=scores,
             )
 
         return self._add((qkv,), heads * dim, emit, meets=True)
+
+    def head_matrices(
+        self, parameter: Tensor, heads: int, sizes: Sequence[int], transposed: Sequence[bool]
+    ) -> list[list[PackedWeight]]:
+        """The parameter [H (N1 + N2 ...), K] in pieces by head: for each of `sizes` (N1, N2, ...) a list of H weights.
+
+        transposed: a piece [N, K] is packed as [K, N].
+        """
+        whole = cache(lambda: torch.cat([*self._parts(parameter)]).unflatten(0, (heads, -1)).split(tuple(sizes), 1))
+
+        def piece(which: int, head: int) -> Sequence[Tensor]:
+            found = whole()[which][head]
+            return [found.T.contiguous() if transposed[which] else found]
+
+        return [[self._pack(partial(piece, i, head)) for head in range(heads)] for i in range(len(sizes))]
+
+    def by_head(self, x: Value, weights: list[PackedWeight], tail: int = 0) -> Value:
+        """x: [T, H (K + tail)] -> [T, H (N + tail)]: a head's first K numbers times its weight, the others as they are.
+
+        weights: of one head after the other.
+        """
+
+        def emit(program: Program, ids: Sequence[int], out: int) -> None:
+            program.by_head(ids[0], out, weights, tail)
+
+        return self._add((x,), len(weights) * (weights[0].n + tail), emit)
+
+    def attend_latent(
+        self,
+        q: Value,
+        latent: Value,
+        *,
+        layer: int,
+        heads: int,
+        value_dim: int,
+        rotation: Tensor,
+        interleaved: bool,
+        norm: NormWeight,
+        scale: float,
+    ) -> Value:
+        """q: [T, H D], latent: [T, D] -> [T, H value_dim]; the latent is stored in the pool.
+
+        Before that the first value_dim numbers of the latent are normalised, and those behind them rotated, in q too.
+        rotation: [positions, D - value_dim] float32. interleaved: neighbours are a pair.
+        """
+
+        def emit(program: Program, ids: Sequence[int], out: int) -> None:
+            program.attend_latent(
+                ids[0],
+                ids[1],
+                out,
+                layer=layer,
+                rotation=rotation,
+                interleaved=interleaved,
+                norm=norm.weight,
+                eps=norm.eps,
+                norm_form=norm.form,
+                scale=scale,
+            )
+
+        return self._add((q, latent), heads * value_dim, emit, meets=True)
 
     def head(
         self, x: Value, parameter: Tensor, softcap: float | None, vocabulary: int, part: range | None = None
@@ -305,23 +383,33 @@ class Builder:
 
         self._head = emit
 
+    def end(self, x: Value) -> None:
+        """The program's end where another one goes on: the hidden states x of all tokens."""
+        self._hidden = x
+
     def _rows(self, parameter: Tensor, part: range) -> Sequence[Any]:
         (whole,) = self._parts.matrices(parameter)
-        return [whole[part.start : part.stop]]
+        return [whole.rows(part) if isinstance(whole, QuantizedMatrix) else whole[part.start : part.stop]]
 
-    def finish(self, *, heads: int, kv_heads: int, head_dim: int) -> Program:
-        """The program. After the last op in which tokens meet it goes on with the kept tokens only."""
-        if self._head is None or self._hidden is None:
-            raise ValueError("A program needs a head.")
-        ops, hidden = _keep_few(self._ops, self._hidden)
-        places = _places(ops, hidden)
-        program = Program(dtype=self.dtype, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    def finish(self, *, heads: int, kv_heads: int, head_dim: int, value_dim: int = 0) -> Program:
+        """The program. With a head it goes on with the kept tokens only after the last op in which tokens meet.
+
+        value_dim: of latents, 0 where values lie beside the keys.
+        """
+        if self._hidden is None:
+            raise ValueError("A program needs a head, or an end.")
+        ops, hidden = keep_few(self._ops, self._hidden) if self._head else (self._ops, self._hidden)
+        places = place(ops, hidden)
+        program = Program(dtype=self.dtype, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim)
         for columns, kept in places.sizes:
             program.buffer(columns, kept)
         for op in ops:
             ids = [_NONE if value is None else places.of[value] for value in op.inputs]
             op.emit(program, ids, places.of[op.output])
-        self._head(program, places.of[hidden])
+        if self._head is not None:
+            self._head(program, places.of[hidden])
+        else:
+            program.end(places.of[hidden])
         self._ops.clear()  # they refer to this builder: without them its memory, and the mapped checkpoint, go at once
         return program
 
@@ -335,66 +423,5 @@ class Builder:
         meets: bool = False,
     ) -> Value:
         output = Value(columns)
-        self._ops.append(_Op(inputs, output, emit, over, meets))
+        self._ops.append(Op(inputs, output, emit, over, meets))
         return output
-
-
-def _select(program: Program, ids: Sequence[int], out: int) -> None:
-    program.select(ids[0], out)
-
-
-def _keep_few(ops: Sequence[_Op], hidden: Value) -> tuple[list[_Op], Value]:
-    """The ops with a selection of the kept tokens right after the last op where tokens meet, and the new hidden."""
-    last = max((i for i, op in enumerate(ops) if op.meets), default=-1)
-    before, after = list(ops[: last + 1]), ops[last + 1 :]
-    made = {op.output for op in before}
-    renamed: dict[Value | None, Value | None] = {None: None}
-    for value in [value for op in after for value in op.inputs] + [hidden]:
-        if value in made and value not in renamed:
-            kept = Value(value.columns, True)
-            before.append(_Op((value,), kept, _select))
-            renamed[value] = kept
-    for op in after:
-        renamed[op.output] = kept = Value(op.output.columns, True)
-        inputs = tuple(renamed[value] for value in op.inputs)
-        before.append(_Op(inputs, kept, op.emit, renamed[op.over]))
-    found = renamed[hidden]
-    assert found is not None
-    return before, found
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """of: the buffer of each value. sizes: by buffer, its (columns, kept)."""
-
-    of: dict[Value, int]
-    sizes: list[tuple[int, bool]]
-
-
-def _places(ops: Sequence[_Op], hidden: Value) -> _Places:
-    """A buffer for each value: memory is taken again as soon as nobody reads it any more. `hidden` stays to the end."""
-    last_use = {value: i for i, op in enumerate(ops) for value in op.inputs if value is not None}
-    last_use[hidden] = len(ops)
-    places = _Places({}, [])
-    free: list[int] = []
-    for i, op in enumerate(ops):
-        ended = {value for value in op.inputs if value is not None and last_use[value] == i}
-        if op.over in ended and op.over is not None:
-            places.of[op.output] = places.of[op.over]
-            ended.remove(op.over)
-        else:
-            places.of[op.output] = _take(free, places.sizes, op.output)
-        free += [places.of[value] for value in dict.fromkeys(op.inputs) if value in ended and value is not None]
-    return places
-
-
-def _take(free: list[int], sizes: list[tuple[int, bool]], value: Value) -> int:
-    """A free buffer of the value's kind, the nearest in size, grown if need be; or a new one."""
-    fitting = [buffer for buffer in free if sizes[buffer][1] == value.kept]
-    if not fitting:
-        sizes.append((value.columns, value.kept))
-        return len(sizes) - 1
-    best = min(fitting, key=lambda buffer: (abs(sizes[buffer][0] - value.columns), buffer))
-    free.remove(best)
-    sizes[best] = (max(sizes[best][0], value.columns), value.kept)
-    return best

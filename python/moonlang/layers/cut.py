@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from moonlang.kernels.matrix import QuantizedMatrix
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -16,8 +18,10 @@ class Cut:
     part: range
     whole: int
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """A view."""
+    def of(self, tensor: Tensor | QuantizedMatrix) -> Tensor | QuantizedMatrix:
+        """A view, of what can be one."""
+        if isinstance(tensor, QuantizedMatrix):
+            return tensor.rows(self.part) if self.axis == 0 else tensor.columns(self.part)
         return tensor.narrow(self.axis, self.part.start, len(self.part))
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:

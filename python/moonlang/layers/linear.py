@@ -29,20 +29,29 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-class Linear(nn.Module):
-    """y = x W^T + b. weight: [out, in], uninitialised until a loader fills it.
+class Projection(nn.Module):
+    """weight: [out, in] and bias: [out] or None, uninitialised until a loader fills them.
 
-    Projections that read the same input are one Linear whose weight is the concatenation of theirs along `out`
-    (q, k, v; gate, up): one call instead of three. The weights map of the model says which tensors go where.
-
-    cuts: what a rank holds of those tensors. Rows of a weight are outputs of their own: nothing has to be put together.
+    cuts: what a rank holds of the tensors that make up the weight. Rows of a weight are outputs of their own: nothing
+    has to be put together.
+    segments: of the inputs, each summed by itself.
     """
+
+    segments = 1
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, cuts: Cuts = ()) -> None:
         super().__init__()
         self.cuts = cuts
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype), requires_grad=False) if bias else None
+
+
+class Linear(Projection):
+    """y = x W^T + b.
+
+    Projections that read the same input are one Linear whose weight is the concatenation of theirs along `out`
+    (q, k, v; gate, up): one call instead of three. The weights map of the model says which tensors go where.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out]."""
@@ -70,7 +79,7 @@ class RowLinear(Linear):
         part = shard.part(inputs)
         cuts = (Cut(1, part, inputs),) if shard.size > 1 else ()
         super().__init__(len(part), outputs, bias=bias, dtype=dtype, cuts=cuts)
-        self._segments = segments(inputs, shard.size)
+        self.segments = segments(inputs, shard.size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, this rank's inputs] -> [T, out], on every rank."""
@@ -84,5 +93,5 @@ class RowLinear(Linear):
         if act is not None:
             raise ValueError("An activation belongs behind the products of all ranks.")
         bias = None if self.bias is None else build.vector(self.bias)
-        weight = build.matrix(self.weight, segments=self._segments)
-        return build.linear(x, weight, bias=bias, residual=residual, shared=True)
+        weight = build.matrix(self.weight, segments=self.segments)
+        return build.linear(x, weight, bias=bias, residual=residual, shared=bool(self.cuts))

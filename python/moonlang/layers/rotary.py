@@ -84,6 +84,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, torch.cat((second, first), -1), sin)
 
 
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same where neighbours, (2j, 2j + 1), are a pair: DeepSeek."""
+    halves = rotate(x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), cos, sin)
+    return halves.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
 def inverse_frequencies(parameters: Mapping[str, Any], dim: int, positions: Tensor) -> tuple[Tensor, float]:
     """inv_freq ([D/2], or [positions, D/2] when the scaling depends on the position) and a factor for cos and sin.
 

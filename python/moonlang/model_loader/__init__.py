@@ -28,10 +28,11 @@ def load_model(
             f"{', '.join(config.architectures)} has no own model file, and only those read quantized weights.",
             hint="Serve an unquantized checkpoint without --quantization.",
         )
-    if spec.load is not None and config.shard.size > 1:
+    ranks = max(config.shard.size, config.expert_shard.size, config.stage.size)
+    if spec.load is not None and ranks > 1:
         raise ConfigError(
             f"{', '.join(config.architectures)} has no own model file, and only those can be shared by ranks.",
-            hint="Leave out --tp-size.",
+            hint="Leave out --tp-size and --pp-size.",
         )
     if spec.load is not None:
         return spec.load(config, load_format, device)

@@ -9,8 +9,10 @@ from typing import Any
 import safetensors
 from torch import Tensor
 
+from moonlang.base import notify
 from moonlang.base.errors import ConfigError
 
+_SHARES = 50  # how often a checkpoint says how much of it has been read
 _INDEX = "model.safetensors.index.json"
 
 
@@ -51,6 +53,7 @@ class Checkpoint:
         for path in safetensors_files(folder):
             for name in (file := _open(path)).keys():  # noqa: SIM118 - a file, not a dict: it cannot be iterated
                 self._file_of[name] = file
+        self._read: set[str] = set()
 
     def names(self) -> list[str]:
         return list(self._file_of)
@@ -64,6 +67,11 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor over the mapped file: copy it, never write to it."""
+        if name not in self._read:
+            self._read.add(name)
+            done, total = len(self._read), len(self._file_of)
+            if done * _SHARES // total != (done - 1) * _SHARES // total:
+                notify.doing("loading weights", done / total)
         return self._file_of[name].get_tensor(name)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from moonlang.layers.cut import Cuts, rows
-from moonlang.layers.linear import Linear
+from moonlang.layers.linear import Projection
+from moonlang.layers.sinks import Sinks
 from moonlang.moe.experts import Experts
 
 
@@ -16,11 +17,11 @@ def cuts_of(model: nn.Module) -> dict[str, Cuts]:
     """
     found: dict[str, Cuts] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and module.cuts:
+        if isinstance(module, Projection | Sinks) and module.cuts:
             found[f"{name}.weight"] = module.cuts
             if module.bias is not None and module.cuts[0].axis == 0:
                 found[f"{name}.bias"] = module.cuts
         elif isinstance(module, Experts) and len(module.part) < module.count:
             cut = (rows(module.part, module.count),)
-            found |= {f"{name}.gate_up_proj": cut, f"{name}.down_proj": cut}
+            found |= {f"{name}.{parameter}": cut for parameter, _ in module.named_parameters(recurse=False)}
     return found

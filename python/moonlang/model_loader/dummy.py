@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,33 +22,41 @@ def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) 
     """Norms get ones, everything else a normal distribution. Each parameter's numbers depend on its name only."""
     cuts = cuts_of(model)
     for name, parameter in model.named_parameters():
-        parameter.copy_(_values(name, parameter, seed, cuts.get(name, ())))
+        within = cuts.get(name, ())
+        tensors = _cut(_values(name, parameter, seed, within), within)
+        parameter.copy_(torch.cat(tensors, within[0].axis) if within else tensors[0])
 
 
-def _values(name: str, parameter: Tensor, seed: int, cuts: Cuts) -> Tensor:
-    """A rank's part of what one process would have."""
+def _values(name: str, parameter: Tensor, seed: int, cuts: Cuts) -> list[Tensor]:
+    """What one process would have: as many tensors as there are cuts."""
     if name.endswith("norm.weight"):
-        return torch.ones(parameter.shape, device="cpu")
+        return [torch.ones(parameter.shape, device="cpu")]
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     shape = list(parameter.shape)
     if cuts:
         shape[cuts[0].axis] = sum(cut.whole for cut in cuts)
     whole = torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0, _SPREAD, generator=generator)
-    if not cuts:
-        return whole
-    tensors = whole.split([cut.whole for cut in cuts], cuts[0].axis)
-    return torch.cat([cut.of(tensor) for tensor, cut in zip(tensors, cuts, strict=True)], cuts[0].axis)
+    return list(whole.split([cut.whole for cut in cuts], cuts[0].axis)) if cuts else [whole]
+
+
+def _cut(tensors: list[Any], cuts: Cuts) -> list[Any]:
+    """A rank's part."""
+    return [cut.of(tensor) for tensor, cut in zip(tensors, cuts, strict=True)] if cuts else tensors
 
 
 def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> Source:
-    """The same numbers for a model without memory: each parameter is one tensor of its dtype."""
+    """The same numbers for a model without memory."""
     shapes, cuts = dict(model.named_parameters()), cuts_of(model)
 
-    def tensors(name: str) -> list[Tensor]:
-        return [_values(name, shapes[name], seed, cuts.get(name, ())).to(shapes[name].dtype)]
+    def whole(name: str) -> list[Tensor]:
+        found = _values(name, shapes[name], seed, cuts.get(name, ()))
+        return [tensor.to(shapes[name].dtype) for tensor in found]
 
-    return Source(tensors, lambda name: [quantized(name, tensor, config.quantization) for tensor in tensors(name)])
+    def matrices(name: str) -> list[Any]:
+        return _cut([quantized(name, tensor, config.quantization) for tensor in whole(name)], cuts.get(name, ()))
+
+    return Source(lambda name: _cut(whole(name), cuts.get(name, ())), matrices)
 
 
 BACKEND = fill

@@ -11,10 +11,11 @@ from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.cut import Cuts
-from moonlang.layers.linear import Linear
-from moonlang.layers.quantization.w8a8_int8 import Int8Linear
+from moonlang.layers.linear import Linear, RowLinear
+from moonlang.layers.quantization.w8a8_int8 import Int8Linear, RowInt8Linear
 from moonlang.model_loader.cuts import cuts_of
 from moonlang.model_loader.parts import Source
+from moonlang.model_loader.stacked_experts import StackedExperts
 from moonlang.model_loader.weights import WeightSource, as_float, open_weights
 from moonlang.models.spec import WeightsMap
 
@@ -31,7 +32,7 @@ def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) 
     replaced by one that rounds them too. ConfigError naming the tensors that are missing, unexpected, of another shape,
     or not floating point. Nothing is copied then.
     """
-    checkpoint = open_weights(config)
+    checkpoint = _open(config, weights)
     theirs = {weights.model_name(name): name for name in checkpoint.names()}
     parameters, cuts = dict(model.named_parameters()), cuts_of(model)
     _check(model, weights, config, checkpoint, theirs)
@@ -51,10 +52,15 @@ def fill(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) 
             parameter.add_(1.0)
         matrices = [part for part in parts if isinstance(part, QuantizedMatrix) and part.kind == "w8a8"]
         if name in linears and len(matrices) == len(parts) and not name.endswith(_HEAD):
-            model.set_submodule(name.removesuffix(".weight"), _int8_linear(matrices, linears[name].bias))
+            model.set_submodule(name.removesuffix(".weight"), _int8_linear(matrices, linears[name]))
 
 
-def _int8_linear(parts: list[QuantizedMatrix], bias: Tensor | None) -> Int8Linear:
+def _open(config: ModelConfig, weights: WeightsMap) -> WeightSource | StackedExperts:
+    checkpoint = open_weights(config)
+    return StackedExperts(checkpoint, weights.stacked) if weights.stacked else checkpoint
+
+
+def _int8_linear(parts: list[QuantizedMatrix], linear: Linear) -> Int8Linear:
     """One module for parts that read the same input."""
     whole = QuantizedMatrix(
         kind="w8a8",
@@ -62,7 +68,8 @@ def _int8_linear(parts: list[QuantizedMatrix], bias: Tensor | None) -> Int8Linea
         scales=torch.cat([part.scales for part in parts]),
         group=parts[0].group,
     )
-    return Int8Linear(whole, bias)
+    kind = RowInt8Linear if isinstance(linear, RowLinear) and linear.cuts else Int8Linear
+    return kind(whole, linear.bias, linear.segments)
 
 
 def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int) -> Source:
@@ -71,7 +78,7 @@ def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int)
     They lie over the mapped files, in the checkpoint's dtype; copies are only those that hold 1 + w, in float32, and
     what is dequantised or quantised on the way. ConfigError as in `fill`.
     """
-    checkpoint = open_weights(config)
+    checkpoint = _open(config, weights)
     theirs = {weights.model_name(name): name for name in checkpoint.names()}
     parameters, cuts = dict(model.named_parameters()), cuts_of(model)
     _check(model, weights, config, checkpoint, theirs)
@@ -101,12 +108,16 @@ def _within(name: str, parameter: Tensor, cuts: dict[str, Cuts]) -> Cuts:
 
 
 def _cut(parts: list[Any], cuts: Cuts) -> list[Any]:
-    """What this rank holds of each tensor. Quantised matrices are never cut: see `config.resolve`."""
+    """What this rank holds of each tensor."""
     return [cut.of(part) for part, cut in zip(parts, cuts, strict=True)] if cuts else parts
 
 
 def _check(
-    model: nn.Module, weights: WeightsMap, config: ModelConfig, checkpoint: WeightSource, theirs: dict[str, str]
+    model: nn.Module,
+    weights: WeightsMap,
+    config: ModelConfig,
+    checkpoint: WeightSource | StackedExperts,
+    theirs: dict[str, str],
 ) -> None:
     missing, shapes, dtypes = [], [], []
     cuts = cuts_of(model)
@@ -128,10 +139,14 @@ def _check(
                 f"{' + '.join(found)} is {' + '.join(map(str, have))}, config.json implies {tuple(parameter.shape)}"
             )
     tied = {_HEAD} if config.hf.get("tie_word_embeddings", True) else set()
+    # What the other stages of a pipeline have cannot be told from what nobody wants.
     unexpected = [
         name
         for name, stored in theirs.items()
-        if name not in wanted | tied and not weights.is_ignored(name) and not checkpoint.is_optional(stored)
+        if config.stage.size == 1
+        and name not in wanted | tied
+        and not weights.is_ignored(name, config.num_layers)
+        and not checkpoint.is_optional(stored)
     ]
     problems = [
         f"{len(names)} {what}: {'; '.join(names[:_SHOWN])}{'; ...' if len(names) > _SHOWN else ''}"

@@ -20,7 +20,11 @@ _CHUNK = 4 << 20  # weights quantised at a time
 _WEIGHT = ".weight"
 _STORED_CODES = ("F8_E4M3", "F8_E5M2", "I8")  # of a tensor "NAME.weight" that holds no numbers but codes
 _HEADS = ("lm_head.weight", "embed_tokens.weight")  # the second where it serves as the first
-_KEPT = (".gate.weight", "shared_expert_gate.weight")  # routers are small, and their scores are compared
+_KEPT = (
+    ".gate.weight",
+    ".router.weight",
+    "shared_expert_gate.weight",
+)  # routers are small, and their scores are compared
 
 
 def open_weights(config: ModelConfig) -> WeightSource:
@@ -101,7 +105,11 @@ class WeightSource:
         """A weight [N, K] in the form it is to be computed with: as stored, or as --quantization wants it."""
         if name in self._tensors_of:
             return self._stored(name)
-        return quantized(name, self._checkpoint.tensor(name), self._settings)
+        return self.wanted(name, self._checkpoint.tensor(name))
+
+    def wanted(self, name: str, weight: Tensor) -> Tensor | QuantizedMatrix:
+        """The matrix `name`, [N, K] float, as --quantization wants it."""
+        return quantized(name, weight, self._settings)
 
     def is_optional(self, name: str) -> bool:
         """GPTQ files come with biases of zeros for layers that have none."""

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.shard import WHOLE
 from moonlang.layers.linear import Linear, project
 from moonlang.models.blocks import FeedForward, GatedMlp
+from moonlang.moe.bounded_experts import BoundedExperts, Bounds
 from moonlang.moe.experts import Experts
 from moonlang.moe.topk import Gating, top_experts
 
@@ -25,8 +26,10 @@ FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_p
 class SparseMlp(FeedForward):
     """A router, experts, and for some models an expert that every token visits (`shared`: its inner size).
 
-    The shared expert's output is scaled by the sigmoid of a projection of its own, as in Qwen2-MoE. Ranks
-    share the experts; router and shared expert are in all of them.
+    The shared expert's output is scaled by the sigmoid of a projection of its own if `shared_gate`, as in Qwen2-MoE.
+    corrected: `choice_bias` is added to the scores for the choice of experts, but not for their weights, as in
+    DeepSeek-V3. bounds: router and experts have biases, and the experts an activation of their own, as in gpt-oss.
+    Ranks share the experts; router and shared expert are in all of them.
     """
 
     def __init__(
@@ -37,35 +40,52 @@ class SparseMlp(FeedForward):
         *,
         experts: int,
         inner: int,
-        act: str,
+        act: str = "silu",
         shared: int | None = None,
+        shared_gate: bool = True,
+        corrected: bool = False,
+        bounds: Bounds | None = None,
     ) -> None:
         super().__init__()
         size = config.hidden_size
         self.gating = gating
-        self.gate = Linear(size, experts, bias=False, dtype=dtype)
-        self.experts = Experts(experts, size, inner, act=act, dtype=dtype, shard=config.shard)
+        self.gate = Linear(size, experts, bias=bounds is not None, dtype=dtype)
+        bias = torch.empty(experts, dtype=torch.float32) if corrected else None
+        self.choice_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        if bounds is None:
+            self.experts = Experts(experts, size, inner, act=act, dtype=dtype, shard=config.expert_shard)
+        else:
+            self.experts = BoundedExperts(experts, size, inner, bounds=bounds, dtype=dtype, shard=config.expert_shard)
         self.shared_expert = GatedMlp(config, dtype, act=act, inner=shared, shard=WHOLE) if shared else None
-        self.shared_expert_gate = Linear(size, 1, bias=False, dtype=dtype) if shared else None
+        gated = shared and shared_gate
+        self.shared_expert_gate = Linear(size, 1, bias=False, dtype=dtype) if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, M] -> [T, M]. The router's scores are computed in float32: rounded ones would often be equal."""
-        scores = project(x.float(), self.gate.weight.float())
-        weights, experts = top_experts(scores, self.gating)
+        bias = None if self.gate.bias is None else self.gate.bias.float()
+        scores = project(x.float(), self.gate.weight.float(), bias)
+        weights, experts = top_experts(scores, self.gating, self.choice_bias)
         out = self.experts(x, weights, experts)
-        if self.shared_expert is None or self.shared_expert_gate is None:
+        if self.shared_expert is None:
             return out
+        if self.shared_expert_gate is None:
+            return out + self.shared_expert(x)
         return out + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
 
     def lower(self, build: Builder, x: Value, residual: Value | None = None) -> Value:
         """forward(x) (+ residual) as kernel calls."""
-        shared = self.shared_expert
+        shared, experts = self.shared_expert, self.experts
+        bounded = experts if isinstance(experts, BoundedExperts) else None
         return build.experts(
             x,
             router=self.gate.weight,
-            gate_up=self.experts.gate_up_proj,
-            down=self.experts.down_proj,
-            act=self.experts.act,
+            router_bias=self.gate.bias,
+            choice_bias=self.choice_bias,
+            gate_up=experts.gate_up_proj,
+            down=experts.down_proj,
+            act=experts.act,
+            biases=bounded and (bounded.gate_up_proj_bias, bounded.down_proj_bias),
+            bounds=bounded and (bounded.bounds.alpha, bounded.bounds.limit),
             gating=asdict(self.gating),
             shared=None if shared is None else (shared.gate_up_proj.weight, shared.down_proj.weight),
             shared_gate=None if self.shared_expert_gate is None else self.shared_expert_gate.weight,
@@ -80,5 +100,5 @@ def sparse_layers(config: ModelConfig) -> Sequence[bool]:
 
 
 def expert_count(config: ModelConfig, default: int) -> int:
-    """The number of experts: `num_experts`, which transformers 5 writes as `num_local_experts`."""
-    return config.hf.get("num_experts") or config.hf.get("num_local_experts") or default
+    """The number of experts per layer, `default` where config.json leaves it out."""
+    return config.num_experts or default

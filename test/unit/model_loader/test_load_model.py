@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import load, read_config, write_checkpoint
+from packers import write_mxfp4
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -130,6 +131,18 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"No \*.safetensors.*can run code"):
         load(folder)
+
+
+def test_stacked_experts_without_their_scales(tmp_path: Path) -> None:
+    write_mxfp4(tmp_path, specs()["gpt_oss"].tiny())
+    name = "model.layers.1.mlp.experts.down_proj"
+    for change, says in (
+        (lambda t: t.update({f"{name}_scales": t[f"{name}_scales"][:, :8].contiguous()}), r"no MXFP4: scales of shape"),
+        (lambda t: t.pop(f"{name}_scales"), f"{name}_blocks has no scales"),
+    ):
+        edit(tmp_path, change)
+        with pytest.raises(ConfigError, match=says):
+            load(tmp_path)
 
 
 def test_an_unknown_load_format(folder: Path) -> None:

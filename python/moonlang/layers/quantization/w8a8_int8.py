@@ -1,4 +1,8 @@
-"""int8 weights, one scale per output channel, and int8 activations, one scale per token chosen as they come."""
+"""int8 weights, one scale per output channel, and int8 activations, one scale per token chosen as they come.
+
+Inputs that ranks share have one scale per token and segment (see `layers.linear.RowLinear`): so no rank has to know
+what the others have, and their number changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moonlang.config.quantization import Quantization
+from moonlang.distributed.group import Group, tree_sum
 from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.layers.quantization import fp8, int8
 from moonlang.layers.quantization.scheme import Scheme
@@ -39,20 +44,37 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """y = x W^T + b with both factors in int8 and exact sums; the reference of the kernels, not quick."""
+    """y = x W^T + b with both factors in int8 and exact sums; the reference of the kernels, not quick.
 
-    def __init__(self, matrix: QuantizedMatrix, bias: Tensor | None) -> None:
+    segments: see `layers.linear.Linear`. group: those who have the rest of the inputs; None when nobody has.
+    """
+
+    group: Group | None = None
+
+    def __init__(self, matrix: QuantizedMatrix, bias: Tensor | None, segments: int = 1) -> None:
         super().__init__()
+        self._segments = matrix.segments(segments)
         self.weight = nn.Parameter(matrix.codes, requires_grad=False)
         self.scales = nn.Parameter(matrix.scales.T.contiguous(), requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out]."""
-        codes, scales = quantize_rows(x)
-        sums = codes.double() @ self.weight.T.double()  # whole numbers below 2^53: no order of summation matters
-        y = sums.float() * (scales * self.scales)
+        parts = zip(x.chunk(self._segments, 1), self.weight.chunk(self._segments, 1), strict=True)
+        y = tree_sum(torch.stack([self._product(*part) for part in parts]))
+        if self.group is not None:
+            y = self.group.all_reduce(y)
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """One segment."""
+        codes, scales = quantize_rows(x)
+        sums = codes.double() @ weight.T.double()  # whole numbers below 2^53: no order of summation matters
+        return sums.float() * (scales * self.scales)
+
+
+class RowInt8Linear(Int8Linear):
+    """An Int8Linear in the place of a RowLinear whose inputs ranks share."""
 
 
 BACKEND = Scheme(
