@@ -27,11 +27,11 @@ class SharedMemoryGroup:
         spin_us = _SPIN_US if len(os.sched_getaffinity(0)) >= seat.local_size else 0
         patience_ms = int(seat.patience_s * 1000)
         self.native = SharedRanks(
-            seat.meeting, seat.rank, seat.size, part_bytes=_PART_BYTES, patience_ms=patience_ms, spin_us=spin_us
+            seat.path, seat.rank, seat.size, part_bytes=_PART_BYTES, patience_ms=patience_ms, spin_us=spin_us
         )
         self.barrier()
         if seat.rank == 0:
-            Path(seat.meeting).unlink()  # nobody else will look for it: the memory goes with the last process
+            Path(seat.path).unlink()  # nobody else will look for it: the memory goes with the last process
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return tree_sum(self.all_gather(x))

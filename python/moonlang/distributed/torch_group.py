@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed
 from torch import Tensor
 
 from moonlang.base.errors import PeerError
+from moonlang.base.route import own_address
 from moonlang.core.seat import Seat
 from moonlang.distributed.carried import carried
 from moonlang.distributed.group import tree_sum
@@ -20,23 +22,30 @@ dist: Any = torch.distributed  # its type stubs know less than its documentation
 
 _JOIN_S = 60.0
 _TCP = "tcp://"
+_INTERFACE = "GLOO_SOCKET_IFNAME"  # where the user says which one, gloo reads it
 
 
 class TorchGroup:
     """See Group. Sums are made of gathered parts in the order of the tree, so every backend gives the same bits."""
 
-    def __init__(self, seat: Seat, backend: str) -> None:
+    def __init__(self, seat: Seat, backend: str, store: Any = None, name: str = "") -> None:
+        """store: where the ranks have found each other before; name: of this group among those over one store."""
         self.rank, self.size = seat.rank, seat.size
         self.native = carried(self) if backend == "gloo" else None
         self._device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
+        self._seat, self._backend = seat, backend
         patience = timedelta(seconds=seat.patience_s)
         with _peers():
-            self._store = _store(seat)
-            self._group = _BACKENDS[backend](dist.PrefixStore(backend, self._store), seat, patience)
+            self._store = _store(seat) if store is None else store
+            self._group = _BACKENDS[backend](dist.PrefixStore(seat.part + name + backend, self._store), seat, patience)
 
     @staticmethod
     def over(backend: str) -> Callable[[Seat], TorchGroup]:
         return lambda seat: TorchGroup(seat, backend)
+
+    def another(self, name: str) -> TorchGroup:
+        """A group of the same ranks, in which others may wait for each other at the same time."""
+        return TorchGroup(self._seat, self._backend, self._store, name)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return tree_sum(self.all_gather(x))
@@ -47,6 +56,24 @@ class TorchGroup:
         with _peers():
             self._group.allgather([found], [given]).wait()
         return torch.stack(found).to(x.device)
+
+    def all_to_all(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """parts[r]: [n, ...] is for rank r; what the others had for this one, by rank. Lengths may all differ."""
+        given = torch.cat(list(parts))
+        sent = [len(part) for part in parts]
+        asked = self._there(torch.tensor(sent))
+        told = torch.empty_like(asked)
+        with _peers():
+            self._group.alltoall_base(told, asked, [], []).wait()
+        received = told.tolist()
+        found = given.new_empty(sum(received), *given.shape[1:], device=told.device)
+        self.all_to_all_single(found, self._there(given), received, sent)
+        return list(found.to(given.device).split(received))
+
+    def all_to_all_single(self, found: Tensor, given: Tensor, received: list[int], sent: list[int]) -> None:
+        """Rows of `given` for each rank, into `found`, when all know how many there are."""
+        with _peers():
+            self._group.alltoall_base(found, given, received, sent).wait()
 
     def broadcast(self, x: Tensor) -> Tensor:
         found = self._there(x).clone()
@@ -69,15 +96,31 @@ class TorchGroup:
 def _store(seat: Seat) -> Any:
     """Where the ranks find each other's addresses."""
     if not seat.meeting.startswith(_TCP):
-        return dist.FileStore(seat.meeting, seat.size)
-    host, _, port = seat.meeting.removeprefix(_TCP).rpartition(":")
-    return dist.TCPStore(
-        host.strip("[]"), int(port), seat.size, is_master=seat.rank == 0, timeout=timedelta(seconds=_JOIN_S)
-    )
+        return dist.FileStore(seat.path, seat.size)
+    host, port = _split(seat.meeting)
+    patience = timedelta(seconds=_JOIN_S)
+    if seat.part:  # all ranks have made the store; some of them meet in it again
+        return dist.TCPStore(host, port, is_master=False, timeout=patience, wait_for_workers=False)
+    return dist.TCPStore(host, port, seat.size, is_master=seat.rank == 0, timeout=patience)
+
+
+def _split(meeting: str) -> tuple[str, int]:
+    """Host and port of a "tcp://host:port"."""
+    host, _, port = meeting.removeprefix(_TCP).rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _gloo(store: Any, seat: Seat, patience: timedelta) -> Any:
-    return dist.ProcessGroupGloo(store, seat.rank, seat.size, patience)
+    if not seat.meeting.startswith(_TCP) or os.environ.get(_INTERFACE):
+        return dist.ProcessGroupGloo(store, seat.rank, seat.size, patience)
+    try:  # by itself gloo takes what the host's name stands for: often a loopback address that nobody else reaches
+        address = own_address(*_split(seat.meeting))
+    except OSError as error:
+        raise PeerError(f"{seat.meeting} is out of reach: {error}.") from error
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = patience
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    return dist.ProcessGroupGloo(store, seat.rank, seat.size, options)
 
 
 def _nccl(store: Any, seat: Seat, patience: timedelta) -> Any:

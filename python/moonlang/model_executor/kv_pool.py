@@ -16,6 +16,8 @@ from moonlang.core.kv import KvRegion, KvSchema
 class KvPool:
     """buffer: [P, L, 2, K, p, D], zeroed: memory that nobody wrote holds no NaN that a mask could not hide.
 
+    Of a latent: [P, L, 1, 1, p, D], which is key and value.
+
     With scales behind the rows D is larger by the bytes of a scale.
     """
 
@@ -26,7 +28,7 @@ class KvPool:
         self.schema = schema
         self.num_pages = num_pages
         row = schema.row_bytes // schema.itemsize
-        shape = (num_pages, schema.num_layers, 2, schema.num_kv_heads, schema.page_size, row)
+        shape = (num_pages, schema.num_layers, schema.halves, schema.num_kv_heads, schema.page_size, row)
         self.buffer: Tensor = _zeros(shape, getattr(torch, schema.dtype), torch.device(device), memory)
 
     def key(self, layer: int) -> Tensor:
@@ -35,7 +37,7 @@ class KvPool:
 
     def value(self, layer: int) -> Tensor:
         """Values of one layer: a view [P, K, p, D]."""
-        return self.buffer[:, layer, 1, ..., : self.schema.head_dim]
+        return self.buffer[:, layer, -1, ..., : self.schema.head_dim]
 
     @property
     def inline_scales(self) -> bool:

@@ -11,6 +11,7 @@ from moonlang.config.host import cpu_kernels
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.distributed.group import Group
+from moonlang.distributed.pipe import Pipe
 from moonlang.kernels.table import CPU, TORCH, Facts, choose
 from moonlang.layers.token_choice import Chooser, NumpyChooser
 from moonlang.model_executor.buckets import bucket, exact
@@ -20,34 +21,39 @@ from moonlang.model_executor.threads import limit_threads
 from moonlang.model_executor.torch_network import TorchNetwork
 from moonlang.model_loader import load_model
 from moonlang.models.spec import CausalModel, ModelSpec
+from moonlang.moe.exchange.port import ExpertExchange
 
 _log = log.get(__name__)
 
 
 class Loaded(Protocol):
-    """A model with its weights, which awaits its pool. how: what computes it, with how many threads."""
+    """A model with its weights, which awaits its pool, and its neighbours if it is a stage of a pipeline.
+
+    how: what computes it, with how many threads.
+    """
 
     weight_bytes: int
     threads: int
     how: str
 
-    def connect(self, pool: KvPool) -> Network: ...
+    def connect(self, pool: KvPool, pipe: Pipe | None = None) -> Network: ...
 
 
 class LoadedTorch:
     """See Loaded. attention: name of the backend."""
 
-    def __init__(self, model: CausalModel, attention: str, device: torch.device) -> None:
+    def __init__(self, model: CausalModel, attention: str, device: torch.device, processes: int = 1) -> None:
+        """processes: how many share the cores."""
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
-        self.threads = limit_threads()
+        self.threads = limit_threads(processes)
         self.how = f"torch, attention {attention}"
         self._model = model
         self._backend = registry.find("attention", attention).BACKEND()
         self._device = device
 
-    def connect(self, pool: KvPool) -> TorchNetwork:
+    def connect(self, pool: KvPool, pipe: Pipe | None = None) -> TorchNetwork:
         rounded = bucket if self._device.type == "cpu" and pool.schema.itemsize == 2 else exact
-        return TorchNetwork(self._model, pool, self._backend, self._device, rounded)
+        return TorchNetwork(self._model, pool, self._backend, self._device, rounded, pipe)
 
 
 def chooser(device: torch.device, dtype: str) -> Chooser:
@@ -61,11 +67,18 @@ def chooser(device: torch.device, dtype: str) -> Chooser:
 
 
 def load(
-    config: ModelConfig, spec: ModelSpec, args: ServerArgs, device: torch.device, group: Group | None = None
+    config: ModelConfig,
+    spec: ModelSpec,
+    args: ServerArgs,
+    device: torch.device,
+    group: Group | None = None,
+    exchange: ExpertExchange | None = None,
+    expert_group: Group | None = None,
 ) -> Loaded:
     """The model, loaded by the path that `kernels.table` chooses. ConfigError when the checkpoint does not fit.
 
-    group: those who hold the other shards.
+    group: those who hold the other shards. exchange: what carries tokens to the experts that those hold. expert_group:
+    those among whom it does so, when they share nothing but experts.
     """
     attention = args.attention_backend or "torch_native"
     facts = Facts(
@@ -78,23 +91,39 @@ def load(
     chosen = choose("forward", facts)
     if device.type == "cpu" and not facts.isa:
         _log.warning("The CPU kernels are not installed: torch computes, several times slower. See scripts/setup.")
-    if chosen.implementation == CPU and (group is None or group.native is not None):
-        loaded = _program(config, spec, args.load_format, group)
+    groups = [one for one in (group, expert_group) if one is not None]
+    if chosen.implementation == CPU and all(one.native is not None for one in groups):
+        loaded = _program(config, spec, args, group, exchange, expert_group)
         if loaded is not None:
             return loaded
     model = load_model(config, spec, args.load_format, device)
     if group is not None:
-        model.join(group)
-    return LoadedTorch(model, attention, device)
+        model.join(group, exchange)
+    if expert_group is not None and exchange is not None:
+        model.join_experts(expert_group, exchange)
+    return LoadedTorch(model, attention, device, processes(config, args))
 
 
-def _program(config: ModelConfig, spec: ModelSpec, load_format: str, group: Group | None) -> Loaded | None:
+def processes(config: ModelConfig, args: ServerArgs) -> int:
+    """How many share the cores of this host, as far as this server knows."""
+    return config.shard.size * config.stage.size * args.dp_size
+
+
+def _program(
+    config: ModelConfig,
+    spec: ModelSpec,
+    args: ServerArgs,
+    group: Group | None,
+    exchange: ExpertExchange | None,
+    expert_group: Group | None,
+) -> Loaded | None:
     """None, and a line in the log, when the model has a part without a kernel."""
     from moonlang.kernels.program import NotLowerableError
     from moonlang.model_executor import program_network
 
     try:
-        return program_network.load(config, spec, load_format, group)
+        shared_by = processes(config, args)
+        return program_network.load(config, spec, args.load_format, group, exchange, expert_group, shared_by)
     except NotLowerableError as why:
         _log.warning("Torch computes this model: %s.", why)
         return None

@@ -38,8 +38,9 @@ class Hidden(Protocol):
 class Network(Protocol):
     """A loaded model together with its KV pool."""
 
-    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> Hidden:
-        """Compute the batch; its keys and values are in the pool afterwards. kept: [N] indices of tokens [T].
+    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> Hidden | None:
+        """Compute the batch; its keys and values are in the pool afterwards. kept: [N] indices of tokens [T]. None: it
+        goes on in the next stage of a pipeline.
 
         progress: told of every layer whose keys and values are there; None: nobody wants to know.
         """
@@ -84,7 +85,10 @@ class PlanRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
-        """Apply the plan's starts, compute its rows, sample where they ask for it. progress: who wants to know."""
+        """Apply the plan's starts, compute its rows, sample where they ask for it. progress: who wants to know.
+
+        Of a stage of a pipeline but the last one the result has no rows.
+        """
         begin = clock.monotonic_ns()
         for tenant in plan.starts:
             self._table.start(tenant)
@@ -106,6 +110,9 @@ class PlanRunner:
             reporting.begin(plan.plan_id, plan.report_layers)
         hidden = self._network.forward(batch, kept, reporting)
         projected = forwarded = clock.monotonic_ns()
+        if hidden is None:
+            self.times = StepTimes(laid_out - begin, forwarded - laid_out)
+            return StepResult(plan.plan_id, (), forwarded - begin)
         sampled = None
         if picked and self._table.greedy(slots[picked]):
             sampled = greedy(self._table, slots[picked], *hidden.best(0, len(picked)))
@@ -125,6 +132,14 @@ class PlanRunner:
             laid_out - begin, forwarded - laid_out, projected - forwarded, drawn - projected, end - drawn
         )
         return StepResult(plan.plan_id, results, end - begin)
+
+    @torch.inference_mode()
+    def idle(self) -> None:
+        """A forward of one token that means nothing, over page 0."""
+        table = self._table.page_table
+        one, nobody = np.ones(1, np.int64), np.array([len(table) - 1], np.int64)
+        batch = Batch(np.zeros(1, np.int64), nobody, np.zeros(1, np.int64), one, table, self.page_size)
+        self._network.forward(batch, np.zeros(0, np.int64), None)
 
     def _sample(self, slots: Ints, positions: Ints, logits: torch.Tensor) -> Sampled:
         """See `sampling.sample`: by rank 0, which alone knows the grammars, and told to the others."""

@@ -15,6 +15,7 @@ from sgl_kernel.ranks import RankLostError
 from moonlang.base.errors import PeerError
 from moonlang.config.model_config import ModelConfig
 from moonlang.distributed.group import Group
+from moonlang.distributed.pipe import Pipe
 from moonlang.kernels.program import Builder
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints
@@ -22,7 +23,8 @@ from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.threads import kernel_threads, pin_kernel_threads
 from moonlang.model_loader import open_model
 from moonlang.model_loader.packed import packed_weights
-from moonlang.models.spec import ModelSpec
+from moonlang.models.spec import ModelSpec, torch_dtype
+from moonlang.moe.exchange.port import ExpertExchange
 
 
 @contextmanager
@@ -51,19 +53,35 @@ class ProgramHidden:
 class ProgramNetwork:
     """See plan_runner.Network."""
 
-    def __init__(self, program: Program, pool: KvPool) -> None:
+    def __init__(self, program: Program, pool: KvPool, size: int, dtype: torch.dtype, pipe: Pipe | None) -> None:
+        """size, dtype: of hidden states. pipe: of a stage of a pipeline."""
         self._program = program
+        self._size, self._dtype = size, dtype
+        self._pipe = pipe
         self._pool = pool  # the program keeps its address only
         self._hidden = ProgramHidden(program)
         self._progress: Progress | None = None  # where the program reports; kept, since it knows the address only
         schema = pool.schema
         program.set_pool(pool.buffer.data_ptr(), pool.num_pages, schema.num_layers, schema.page_size, schema.dtype)
 
-    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> ProgramHidden:
+    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> ProgramHidden | None:
         self._report(progress)
+        rows = (batch.ids, batch.slots, batch.starts, batch.lengths, batch.page_table, np.asarray(kept))
+        pipe = self._pipe
+        if pipe is None:
+            with _peers():
+                self._program.run(*rows)
+            return self._hidden
+        states = torch.empty(len(batch.ids), self._size, dtype=self._dtype)
+        if pipe.before is not None:
+            states = pipe.take(states)
         with _peers():
-            self._program.run(batch.ids, batch.slots, batch.starts, batch.lengths, batch.page_table, np.asarray(kept))
-        return self._hidden
+            self._program.run(*rows, given=states.data_ptr())
+        if pipe.after is None:
+            return self._hidden
+        self._program.hand_over(states.data_ptr())
+        pipe.give(states)
+        return None
 
     def _report(self, progress: Progress | None) -> None:
         if progress is not None:
@@ -78,30 +96,43 @@ class ProgramNetwork:
 class LoadedProgram:
     """See networks.Loaded."""
 
-    def __init__(self, program: Program, weight_bytes: int, ranks: int = 1) -> None:
-        """ranks: how many processes share the cores."""
+    def __init__(self, program: Program, weight_bytes: int, size: int, dtype: torch.dtype, processes: int = 1) -> None:
+        """size, dtype: of hidden states. processes: how many share the cores."""
+        self._size, self._dtype = size, dtype
         self.weight_bytes = weight_bytes
         cores = len(os.sched_getaffinity(0))
-        self.threads = kernel_threads(max(1, cores // ranks), weight_bytes, os.environ)
-        pinned = ranks == 1 and pin_kernel_threads(cores, os.cpu_count() or cores, os.environ)
+        self.threads = kernel_threads(max(1, cores // processes), weight_bytes, os.environ)
+        pinned = processes == 1 and pin_kernel_threads(cores, os.cpu_count() or cores, os.environ)
         sgl_kernel.set_threads(self.threads, pinned)
         self.how = f"CPU kernels for {sgl_kernel.isa()}"
         self._program = program
 
-    def connect(self, pool: KvPool) -> ProgramNetwork:
-        return ProgramNetwork(self._program, pool)
+    def connect(self, pool: KvPool, pipe: Pipe | None = None) -> ProgramNetwork:
+        return ProgramNetwork(self._program, pool, self._size, self._dtype, pipe)
 
 
-def load(config: ModelConfig, spec: ModelSpec, load_format: str, group: Group | None = None) -> LoadedProgram:
-    """Pack the weights, or find them packed, and write the program.
+def load(
+    config: ModelConfig,
+    spec: ModelSpec,
+    load_format: str,
+    group: Group | None = None,
+    exchange: ExpertExchange | None = None,
+    expert_group: Group | None = None,
+    processes: int = 1,
+) -> LoadedProgram:
+    """Pack the weights, or find them packed, and write the program. Groups as in `networks.load`; processes: how many
+    share the cores.
 
     NotLowerableError when the model has a part without a kernel.
     """
     model, parts = open_model(config, spec, load_format)
     with packed_weights(config, load_format) as packed:
-        build = Builder(config.dtype, parts, packed, None if group is None else group.native)
+        lanes = () if exchange is None else exchange.native
+        ranks, expert_ranks = (None if one is None else one.native for one in (group, expert_group))
+        build = Builder(config.dtype, parts, packed, ranks, lanes, expert_ranks)
         model.lower(build)
     heads = len(config.shard.part(config.num_heads))
     kv_heads = len(config.shard.kv_part(config.num_kv_heads))
-    program = build.finish(heads=heads, kv_heads=kv_heads, head_dim=config.head_dim)
-    return LoadedProgram(program, build.weight_bytes, config.shard.size)
+    value_dim = config.hf["kv_lora_rank"] if config.latent else 0
+    program = build.finish(heads=heads, kv_heads=kv_heads, head_dim=config.head_dim, value_dim=value_dim)
+    return LoadedProgram(program, build.weight_bytes, config.hidden_size, torch_dtype(config.dtype), processes)

@@ -13,6 +13,7 @@ from moonlang.core.plan import Row, SlotStart, StepPlan, StepResult
 from moonlang.core.ports import GrammarEngine
 from moonlang.core.sampling import SamplingParams
 from moonlang.distributed.group import Group
+from moonlang.distributed.pipe import Pipe
 from moonlang.model_executor import networks, sizing
 from moonlang.model_executor.allocator import keep_freed_memory
 from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
@@ -21,6 +22,7 @@ from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.slots import SlotTable
 from moonlang.model_loader import fingerprint
 from moonlang.models import registry as models
+from moonlang.moe.exchange.port import ExpertExchange
 
 _log = log.get(__name__)
 
@@ -42,19 +44,29 @@ class ModelRunner:
         args: ServerArgs,
         grammars: GrammarEngine | None = None,
         group: Group | None = None,
+        exchange: ExpertExchange | None = None,
+        pipe: Pipe | None = None,
+        expert_group: Group | None = None,
     ) -> None:
-        """group: those who hold the other shards; each makes its own ModelRunner at the same time."""
+        """group: those who hold the other shards; each makes its own ModelRunner at the same time. exchange: what
+        carries tokens to the experts that those hold; None: all ranks have all tokens. pipe: of a stage of a pipeline.
+        expert_group: ranks that share nothing but experts, each of which runs plans of its own, in the same rounds
+        (`rounds`)."""
         self.config = config
         self.device = torch.device(args.device or "cpu")
         self.max_slots = args.max_running_requests or _DEFAULT_SLOTS
         self.vocab_size = config.vocab_size
         keep_freed_memory()
         free = sizing.free_bytes(self.device)
+        if self.device.type == "cpu":
+            free //= args.dp_size * config.stage.size  # they share the memory of the machine
         spec = models.spec_for(config, args.model_impl)
-        loaded = networks.load(config, spec, args, self.device, group)
+        loaded = networks.load(config, spec, args, self.device, group, exchange, expert_group)
         weights = fingerprint(config, args.load_format)
         self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights, args.kv_cache_dtype)
-        self.whole_schema = msgspec.structs.replace(self.schema, num_kv_heads=config.num_kv_heads)
+        self.whole_schema = msgspec.structs.replace(
+            self.schema, num_kv_heads=config.num_kv_heads, num_layers=config.num_layers
+        )
         usable_pages, self.pool_reason = sizing.pool_pages(
             self.schema,
             free=free // config.shard.size if self.device.type == "cpu" else free,
@@ -65,18 +77,21 @@ class ModelRunner:
             max_running=self.max_slots,
             context_length=config.context_length,
         )
-        if group is not None:
-            usable_pages = int(group.all_gather(torch.tensor(usable_pages)).min())
+        everyone = group if pipe is None else pipe.everyone
+        if everyone is not None:
+            usable_pages = int(everyone.all_gather(torch.tensor(usable_pages)).min())
         self.num_pages = usable_pages + 1  # page 0 pads page tables and is never handed out
-        if group is not None and args.disaggregation_mode != "null" and self.device.type == "cpu":
+        moves_pages = args.disaggregation_mode != "null" or args.enable_hierarchical_cache
+        if group is not None and moves_pages and self.device.type == "cpu":
             self._pool = shared_pool(self.schema, self.num_pages, group, config)
         else:
             self._pool = private_pool(self.schema, self.num_pages, self.device, config)
         pool, self.regions = self._pool.own, self._pool.regions
-        self.spare_bytes = max(0, free - loaded.weight_bytes - self.num_pages * self.schema.page_bytes)
+        taken = loaded.weight_bytes + self.num_pages * self.schema.page_bytes
+        self.spare_bytes = max(0, free - taken * (config.shard.size if self.device.type == "cpu" else 1))
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
-        network = loaded.connect(pool)
+        network = loaded.connect(pool, pipe)
         self.computed_by = loaded.how
         self._runner = PlanRunner(
             network,
@@ -103,6 +118,10 @@ class ModelRunner:
     def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
         """Execute one plan; see PlanRunner.run."""
         return self._runner.run(plan, progress)
+
+    def idle(self) -> None:
+        """Compute nothing of one's own, while others have tokens for the experts held here."""
+        self._runner.idle()
 
     def warm_up(self) -> None:
         """Run one prefill and one decode over page 0, so that the first request meets warm kernels."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from moonlang.base import host_memory
 from moonlang.base.errors import ConfigError
 from moonlang.core.kv import KvSchema
 
@@ -14,33 +13,9 @@ _CPU_SHARE = 0.5  # of the memory that is free before the weights are loaded: th
 _GPU_SHARE = 0.88
 
 
-def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
-    """Memory that this process may still take on `device`: on CPU the least of the host's and the cgroup's."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    limits = [_host_available(root), *_cgroup_left(root)]
-    return max(0, min(limits))
-
-
-def _host_available(root: Path) -> int:
-    for line in (root / "proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ConfigError("/proc/meminfo has no MemAvailable.", hint="Set --max-total-tokens.")
-
-
-def _cgroup_left(root: Path) -> list[int]:
-    """Limit less use of the process's control group, version 2 or 1; nothing when there is no limit."""
-    group = root / "sys/fs/cgroup"
-    files = [
-        (group / "memory.max", group / "memory.current"),
-        (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes"),
-    ]
-    left = []
-    for limit, use in files:
-        if limit.is_file() and use.is_file() and (text := limit.read_text().strip()).isdigit():
-            left.append(int(text) - int(use.read_text()))
-    return left
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take on `device`."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory.free_bytes()
 
 
 def pool_pages(

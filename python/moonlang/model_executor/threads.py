@@ -39,8 +39,9 @@ def pin_kernel_threads(cores: int, present: int, environment: Mapping[str, str])
     return cores == present if said is None else said != "0"
 
 
-def limit_threads() -> int:
-    """Set the number of threads of this process, and return it."""
-    threads = compute_threads(len(os.sched_getaffinity(0)), torch.get_num_threads(), os.environ)
+def limit_threads(processes: int = 1) -> int:
+    """Set the number of threads of this process, one of `processes` that share the cores, and return it."""
+    cores = max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = compute_threads(cores, torch.get_num_threads(), os.environ)
     torch.set_num_threads(threads)
     return threads

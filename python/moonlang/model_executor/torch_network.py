@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from moonlang.attention.batch import AttentionBackend, ForwardContext
+from moonlang.distributed.pipe import Pipe
 from moonlang.model_executor.buckets import exact
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints, padded, to_torch
@@ -44,15 +45,23 @@ class TorchNetwork:
         backend: AttentionBackend,
         device: torch.device,
         rounded: Callable[[int], int] = exact,
+        pipe: Pipe | None = None,
     ) -> None:
+        self._pipe = pipe
         self._model = model
         self._pool = pool
         self._backend = backend
         self._device = device
         self._rounded = rounded
 
-    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> TorchHidden:
-        ids, layout = to_torch(padded(batch, self._rounded(len(batch.ids))), self._device)
+    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> TorchHidden | None:
+        given, layout = to_torch(padded(batch, self._rounded(len(batch.ids))), self._device)
         stored = progress.stored if progress is not None else None
-        states = self._model(ids, ForwardContext(layout, self._pool, self._backend, stored))
+        pipe = self._pipe
+        if pipe is not None and pipe.before is not None:
+            given = pipe.take(self._model.room(len(given), self._device))
+        states = self._model(given, ForwardContext(layout, self._pool, self._backend, stored))
+        if pipe is not None and pipe.after is not None:
+            pipe.give(states)
+            return None
         return TorchHidden(self._model, states[torch.from_numpy(kept).to(self._device)], self._rounded)

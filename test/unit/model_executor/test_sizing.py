@@ -5,7 +5,7 @@ import torch
 
 from moonlang.base.errors import ConfigError
 from moonlang.core.kv import KvSchema
-from moonlang.model_executor.sizing import free_bytes, pool_pages
+from moonlang.model_executor.sizing import pool_pages
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -47,22 +47,3 @@ def test_max_total_tokens_is_a_ceiling():
 def test_less_than_a_page_is_an_error_with_a_way_out(changes):
     with pytest.raises(ConfigError, match="--mem-fraction-static"):
         pages(**changes)
-
-
-def write(root, files):
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def test_free_memory_is_the_least_of_host_and_control_group(tmp_path):
-    write(tmp_path, {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n"})
-    assert free_bytes(CPU, tmp_path) == 4000 * 1024
-    write(tmp_path, {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "1000\n"})
-    assert free_bytes(CPU, tmp_path) == 4000 * 1024
-    write(tmp_path, {"sys/fs/cgroup/memory.max": "500000\n"})
-    assert free_bytes(CPU, tmp_path) == 499_000
-    version_1 = "sys/fs/cgroup/memory/memory."
-    write(tmp_path, {f"{version_1}limit_in_bytes": "3000", f"{version_1}usage_in_bytes": "5000"})
-    assert free_bytes(CPU, tmp_path) == 0
