@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import mooncake_services
+import msgspec
 import numpy as np
 import pytest
 from mooncake_services import Master
 
 from moonlang.base.clock import NS_PER_S, monotonic_ns
+from moonlang.config.shard import Shard
 from moonlang.core.kv import KvRegion, KvSchema
 from moonlang.core.page_key import PageKeys
 from moonlang.core.storage import Clear, Load, Probe, Save, StoreOp
@@ -35,23 +37,38 @@ OPTIONS = StoreOptions(model="org/model", batch_pages=8)
 
 
 class Engine:
-    """A device pool and a channel to the store under test."""
+    """A device pool and a channel to the store under test.
+
+    pool: [P, page bytes] of the first rank. ranks: how many share the heads; pools: [P, shard bytes] of each.
+    """
 
     def __init__(
         self,
         store: PageStore,
         options: StoreOptions = OPTIONS,
         clock: Callable[[], int] = monotonic_ns,
+        ranks: int = 1,
         **schema: object,
     ) -> None:
         fields = {"num_layers": 2, "num_kv_heads": 1, "head_dim": 8, "page_size": 16, "dtype": "bfloat16"}
         self.schema = KvSchema(**{**fields, "itemsize": 2, "fingerprint": "weights", **schema})  # type: ignore[arg-type]
-        self.pool = np.zeros((PAGES, self.schema.page_bytes), np.uint8)
-        region = KvRegion(
-            address=self.pool.ctypes.data, stride=self.schema.page_bytes, num_pages=PAGES, schema=self.schema
-        )
+        heads = [Shard(rank, ranks).kv_part(self.schema.num_kv_heads) for rank in range(ranks)]
+        shards = [msgspec.structs.replace(self.schema, num_kv_heads=len(mine)) for mine in heads]
+        self.pools = [np.zeros((PAGES, shard.page_bytes), np.uint8) for shard in shards]
+        self.pool = self.pools[0]
         self.channel = StoreChannel(store, options, clock=clock)
-        self.channel.register(region)
+        self.channel.register(
+            [
+                KvRegion(
+                    address=pool.ctypes.data,
+                    stride=shard.page_bytes,
+                    num_pages=PAGES,
+                    schema=shard,
+                    first_head=mine.start,
+                )
+                for pool, shard, mine in zip(self.pools, shards, heads, strict=True)
+            ]
+        )
 
     def do(self, op: StoreOp) -> Completion:
         ticket = self.channel.submit(op)
@@ -140,6 +157,49 @@ def test_what_one_engine_saves_another_loads(engine: Callable[..., Engine]) -> N
     done = second.load(keys(20), range(5, 25))
     assert (done.outcome, done.count, done.bytes) == (Outcome.OK, 20, 20 * first.schema.page_bytes)
     np.testing.assert_array_equal(second.pool[5:25], content)
+
+
+HEADS = 4  # of the model, in the tests with several ranks
+
+
+def rows(engine: Engine, rank: int) -> np.ndarray:
+    """[P, layers and halves, heads of the rank, bytes of a head]: a view."""
+    return engine.pools[rank].reshape(PAGES, 2 * engine.schema.num_layers, -1, engine.schema.page_size * 16)
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(1, 2), (2, 1), (2, 2), (4, 2), (2, 4), (1, 8), (8, 1), (8, 4)])
+def test_instances_with_other_numbers_of_ranks_share(engine: Callable[..., Engine], writers: int, readers: int) -> None:
+    """Eight ranks have four heads: two each hold the same."""
+    first, second = (engine(ranks=ranks, num_kv_heads=HEADS) for ranks in (writers, readers))
+    content = np.random.default_rng(1).integers(0, 256, (12, 4, HEADS, first.schema.page_size * 16), np.uint8)
+    for rank in range(writers):
+        mine = Shard(rank, writers).kv_part(HEADS)
+        rows(first, rank)[:12] = content[:, :, mine.start : mine.stop]
+    assert first.save(keys(12), range(12)).count == 12
+    assert second.load(keys(12), range(20, 32)).count == 12
+    for rank in range(readers):
+        mine = Shard(rank, readers).kv_part(HEADS)
+        np.testing.assert_array_equal(rows(second, rank)[20:], content[:, :, mine.start : mine.stop])
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(1, 2), (4, 1), (2, 4)])
+def test_latents_are_whole_in_every_rank(engine: Callable[..., Engine], writers: int, readers: int) -> None:
+    first, second = (engine(ranks=ranks, latent=True) for ranks in (writers, readers))
+    content = fill(first, range(12), 1)
+    assert first.save(keys(12), range(12)).count == 12
+    assert second.load(keys(12), range(20, 32)).count == 12
+    for pool in second.pools:
+        np.testing.assert_array_equal(pool[20:], content)
+
+
+def test_damage_in_any_shard_is_found(engine: Callable[..., Engine]) -> None:
+    writer = engine(ranks=4, num_kv_heads=HEADS)
+    for pool in writer.pools:
+        pool[:] = np.random.default_rng(1).integers(0, 256, pool.shape, np.uint8)
+    reader = engine(lambda store: FaultyStore(store, Faults(flip=1.0)), ranks=4, num_kv_heads=HEADS)
+    for i in range(8):
+        writer.save(keys(1, seed=i), [0])
+        assert reader.load(keys(1, seed=i), [1]).count == 0
 
 
 def test_a_probe_counts_leading_keys(engine: Callable[..., Engine]) -> None:
@@ -237,7 +297,7 @@ def test_ops_that_wait_behind_one_that_hangs_fail(opener: Opener) -> None:
     options = StoreOptions(model="m", patience_ns=NS_PER_S // 20)
     one = Engine(FaultyStore(opener(), Faults(slow=1.0), lambda: bool(release.wait(20)) or None), options)
     hanging = one.channel.submit(Probe(keys=tuple(keys(1))))
-    behind = one.channel.submit(Save(keys=tuple(keys(1)), pages=(0,)))
+    behind = one.channel.submit(Load(keys=tuple(keys(1)), pages=(0,), deadline_ns=monotonic_ns() + DEADLINE_NS))
     deadline_ns = monotonic_ns() + DEADLINE_NS
     done: list[Completion] = []
     while not done:
@@ -249,6 +309,24 @@ def test_ops_that_wait_behind_one_that_hangs_fail(opener: Opener) -> None:
     while hanging not in [end.ticket for end in done]:
         assert select.select([one.channel.fileno()], [], [], 20)[0], "the op that hung never completed"
         done += one.channel.poll()
+    one.channel.close()
+
+
+def test_who_looks_something_up_does_not_wait_for_what_is_being_stored(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    store = opener()
+    one = Engine(store)
+    fill(one, [0], 1)
+    one.save(keys(1), [0])
+    monkeypatch.setattr(store, "write", lambda names, pages: len(names) if release.wait(20) else 0)
+    hanging = one.channel.submit(Save(keys=tuple(keys(1, seed=2)), pages=(0,)))
+    assert one.do(Probe(keys=tuple(keys(1)))).count == 1
+    assert one.load(keys(1), [1]).count == 1
+    release.set()
+    assert select.select([one.channel.fileno()], [], [], 20)[0], "the op that hung never completed"
+    assert [done.ticket for done in one.channel.poll()] == [hanging]
     one.channel.close()
 
 
@@ -292,6 +370,56 @@ def test_the_same_complaint_is_logged_once(opener: Opener, caplog: pytest.LogCap
         now_ns[0] += 2 * NS_PER_S
     assert len([record for record in caplog.records if "asked for" in record.message]) == 1
     one.channel.close()
+
+
+def test_pages_stay_with_a_writer_that_has_room(master: Master) -> None:
+    """Then writing is a copy in memory, and they go when it does."""
+    one, other = (Engine(open_mooncake(master.address, segment="16mb")) for _ in range(2))
+    fill(one, range(16), 1)
+    assert one.save(keys(16), range(16)).count == 16
+    assert other.do(Probe(keys=tuple(keys(16)))).count == 16
+    one.channel.close()
+    assert other.do(Probe(keys=tuple(keys(16)))).count == 0
+    other.channel.close()
+
+
+def test_a_service_that_is_killed_while_pages_are_read(tmp_path: Path) -> None:
+    """What had arrived whole counts, the rest is a miss, and nothing hangs."""
+    with (
+        mooncake_services.master(tmp_path) as master,
+        mooncake_services.store_service(tmp_path, master.address, "256mb") as service,
+    ):
+        reader = Engine(open_mooncake(master.address), num_layers=28, num_kv_heads=8, head_dim=128)
+        content = fill(reader, range(32), 1)  # 59 MB, which take some 45 ms to read
+        assert reader.save(keys(32), range(32)).count == 32
+        reader.pool[:] = 0
+        killer = threading.Timer(0.01, service.process.kill)
+        killer.start()
+        done = reader.load(keys(32), range(32))
+        killer.join()
+        assert done.count < 32
+        assert np.array_equal(reader.pool[: done.count], content[: done.count])
+        assert reader.load(keys(32), range(32)).count == 0
+        reader.channel.close()
+
+
+def test_a_client_of_the_host_holds_the_pages(tmp_path: Path) -> None:
+    """What is written stays when the engine has gone; and a client that is gone is a miss."""
+    with mooncake_services.master(tmp_path) as master:
+        with mooncake_services.client(tmp_path, master.address, "64MB") as address:
+            extra = {"standalone_storage": True, "client_server_address": address, "global_segment_size": "16mb"}
+            config = store_config.read({**extra, "protocol": "tcp"}, {}, Hardware(), host="127.0.0.1")
+            first = Engine(MooncakeStore(config), ranks=2, num_kv_heads=2)
+            for pool in first.pools:
+                pool[:] = np.random.default_rng(1).integers(0, 256, pool.shape, np.uint8)
+            assert first.save(keys(12), range(12)).count == 12
+            first.channel.close()
+            second = Engine(MooncakeStore(config), ranks=2, num_kv_heads=2)
+            assert second.load(keys(12), range(12, 24)).count == 12
+            for mine, theirs in zip(second.pools, first.pools, strict=True):
+                np.testing.assert_array_equal(mine[12:24], theirs[:12])
+        assert second.load(keys(12), range(12)).count == 0
+        second.channel.close()
 
 
 def test_null_takes_everything_and_has_nothing() -> None:

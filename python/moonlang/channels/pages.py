@@ -1,32 +1,90 @@
-"""A pool as an array of bytes, and the checksum of a page."""
+"""The pages of one instance as arrays of bytes, whatever the number of its ranks.
+
+Ranks cut a page by heads. Outside the device pool its shards lie one after the other, so that they move without being
+put together first; who has cut the page otherwise rearranges it when it has arrived.
+"""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moonlang.base.checksum import Checksum
+from moonlang.base import checksum
 from moonlang.base.errors import BugError
-from moonlang.core.kv import KvRegion
-
-SUMS = "xxh3-64"  # how page checksums are computed
+from moonlang.core.kv import KvRegion, unsharded
 
 Bytes = NDArray[np.uint8]
 
 
-def of_region(region: KvRegion) -> Bytes:
-    """[P, page bytes]: the pool's own memory, not a copy. It must outlive the array."""
+class PagePool:
+    """The pools of all ranks of an instance. They must outlive this.
+
+    shards: one array [P, shard bytes] for each different slice of the heads, in the order of heads: memory of the first
+    rank that holds it, not a copy. Pages count as written when the first rank has them; `spread` serves the others.
+    schema: of a whole page; page_bytes: of all shards together.
+    """
+
+    def __init__(self, regions: Sequence[KvRegion]) -> None:
+        holders: dict[int, list[Bytes]] = {}
+        for region in sorted(regions, key=lambda region: region.first_head):
+            holders.setdefault(region.first_head, []).append(_of_region(region))
+        self.schema = unsharded(regions)
+        self.page_bytes = self.schema.page_bytes
+        self.shards: tuple[Bytes, ...] = tuple(same[0] for same in holders.values())
+        self._copies = tuple(tuple(same[1:]) for same in holders.values())
+        self._places = tuple((shard.ctypes.data, shard.shape[1]) for shard in self.shards)
+        if sum(size for _, size in self._places) != self.page_bytes or len({size for _, size in self._places}) > 1:
+            raise BugError("The ranks' slices of a page are unequal, or do not make up the page.")
+
+    def sum(self, page: int) -> int:
+        """Checksum of one page, in [0, 2**64)."""
+        return checksum.of_memory((base + page * size, size) for base, size in self._places)
+
+    def copy_out(self, page: int, target: Bytes) -> None:
+        """The shards of `page`, one after the other, to `target` [page bytes]."""
+        at = 0
+        for shard in self.shards:
+            target[at : at + shard.shape[1]] = shard[page]
+            at += shard.shape[1]
+
+    def copy_in(self, page: int, source: Bytes) -> None:
+        """The other way round."""
+        at = 0
+        for shard in self.shards:
+            shard[page] = source[at : at + shard.shape[1]]
+            at += shard.shape[1]
+
+    def spread(self, pages: Sequence[int]) -> None:
+        """Give what has been written into `pages` to the ranks that hold the same heads."""
+        for shard, copies in zip(self.shards, self._copies, strict=True):
+            for copy in copies:
+                for page in pages:
+                    copy[page] = shard[page]
+
+    def can_take(self, shards: int) -> bool:
+        """Whether a page that is cut into so many shards can be cut as this instance has it."""
+        return shards > 0 and self.schema.num_kv_heads % shards == 0
+
+    def recut(self, page: int, shards: int) -> None:
+        """The bytes of `page` have come from an instance that cuts it into `shards`: put them in order."""
+        if shards == len(self.shards):
+            return
+        head_bytes = self.schema.page_size * self.schema.row_bytes
+        rows = self.page_bytes // (self.schema.num_kv_heads * head_bytes)  # the keys of a layer, or its values
+        came = np.empty(self.page_bytes, np.uint8)
+        self.copy_out(page, came)
+        whole = np.ascontiguousarray(came.reshape(shards, rows, -1).swapaxes(0, 1)).reshape(rows, len(self.shards), -1)
+        for i, shard in enumerate(self.shards):
+            shard[page].reshape(rows, -1)[:] = whole[:, i]
+
+
+def _of_region(region: KvRegion) -> Bytes:
+    """[P, shard bytes]: the pool's own memory."""
     if region.stride != region.schema.page_bytes:
         raise BugError(f"Pages lie {region.stride} bytes apart and have {region.schema.page_bytes}.")
     size = region.num_pages * region.stride
     memory = (ctypes.c_uint8 * size).from_address(region.address)
     return np.ctypeslib.as_array(memory).reshape(region.num_pages, region.stride)
-
-
-def page_sum(page: Bytes) -> int:
-    """Checksum of one page [page bytes], in [0, 2**64)."""
-    found = Checksum()
-    found.add_memory(page.ctypes.data, page.nbytes)
-    return found.value()

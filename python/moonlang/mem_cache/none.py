@@ -12,7 +12,13 @@ class NoCache:
     """PrefixCache without a tree."""
 
     evictable_pages = 0
+    num_nodes = 0
+    clock = 0
     _nothing = PrefixRef(None, 0)
+
+    @property
+    def roots(self) -> list[Node]:
+        return []
 
     def match_length(self, tokens: Sequence[int], extra_key: str, limit: int) -> int:
         return 0

@@ -16,13 +16,28 @@ from dataclasses import dataclass
 from moonlang.base.errors import BugError
 from moonlang.core.lease import PrefixRef
 from moonlang.mem_cache.eviction import EvictionOrder
+from moonlang.mem_cache.journal import Journal
 from moonlang.mem_cache.pool import Owner, PagePool
 
 
 class Node:
-    """A run of cached tokens. `used`: the tree's operation counter at the last match or insert; `hits`: how many."""
+    """A run of cached tokens. `used`: the tree's operation counter at the last match or insert; `hits`: how many.
+    `weight`: pages in this node and all below it. `keys`: of its pages, where a journal is kept."""
 
-    __slots__ = ("children", "extra_key", "hits", "id", "listed", "locks", "pages", "parent", "tokens", "used")
+    __slots__ = (
+        "children",
+        "extra_key",
+        "hits",
+        "id",
+        "keys",
+        "listed",
+        "locks",
+        "pages",
+        "parent",
+        "tokens",
+        "used",
+        "weight",
+    )
 
     def __init__(self, node_id: int, parent: Node | None, tokens: list[int], pages: list[int], extra_key: str) -> None:
         self.id = node_id
@@ -34,6 +49,8 @@ class Node:
         self.locks = 0
         self.hits = 0
         self.used = node_id
+        self.weight = len(pages)
+        self.keys: list[bytes] = []
         self.listed = False  # in the heap of eviction candidates
 
 
@@ -56,12 +73,29 @@ class RadixCache:
         self._roots: dict[str, Node] = {}
         self._counter = 0
         self._evictable = 0  # pages in nodes without a lock
+        self._num_nodes = 0
         self._heap: list[tuple[tuple[int, ...], int, Node]] = []
+        self.journal: Journal | None = None  # set before anything is inserted
 
     @property
     def evictable_pages(self) -> int:
         """Pages that `evict` could free now."""
         return self._evictable
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes, the roots not counted."""
+        return self._num_nodes
+
+    @property
+    def roots(self) -> list[Node]:
+        """One per extra key; they hold no tokens."""
+        return list(self._roots.values())
+
+    @property
+    def clock(self) -> int:
+        """The counter of operations that `Node.used` is taken from."""
+        return self._counter
 
     def match_length(self, tokens: Sequence[int], extra_key: str, limit: int) -> int:
         """How many of the first `limit` tokens are cached, in whole pages; changes nothing."""
@@ -161,7 +195,7 @@ class RadixCache:
 
     def check(self) -> None:
         """BugError unless the structure holds: O(nodes)."""
-        evictable = 0
+        evictable = count = 0
         for node in self.nodes():
             parent = node.parent
             assert parent is not None
@@ -173,9 +207,14 @@ class RadixCache:
                 raise BugError(f"Node {node.id} has {node.locks} locks, its parent {parent.locks}.")
             if any(self._pool.owner(page) != Owner.CACHED for page in node.pages):
                 raise BugError(f"Node {node.id} holds a page that the tree does not own.")
+            if node.weight != len(node.pages) + sum(child.weight for child in node.children.values()):
+                raise BugError(f"Node {node.id} weighs {node.weight} pages, which is not what is below it.")
             evictable += len(node.pages) if node.locks == 0 else 0
+            count += 1
         if evictable != self._evictable:
             raise BugError(f"{evictable} pages are evictable, {self._evictable} were counted.")
+        if count != self._num_nodes:
+            raise BugError(f"The tree has {count} nodes, {self._num_nodes} were counted.")
 
     # ---- inside
 
@@ -212,7 +251,10 @@ class RadixCache:
         self._counter += 1
         count = length // self._page_size
         head = Node(self._counter, parent, node.tokens[:length], node.pages[:count], node.extra_key)
-        head.locks, head.hits, head.used = node.locks, node.hits, node.used
+        head.locks, head.hits, head.used, head.weight = node.locks, node.hits, node.used, node.weight
+        head.keys, node.keys = node.keys[:count], node.keys[count:]
+        node.weight -= count
+        self._num_nodes += 1
         parent.children[self._key(head.tokens, 0)] = head
         node.parent, node.tokens, node.pages = head, node.tokens[length:], node.pages[count:]
         head.children[self._key(node.tokens, 0)] = node
@@ -222,7 +264,11 @@ class RadixCache:
         self._counter += 1
         node = Node(self._counter, parent, tokens, pages, parent.extra_key)
         parent.children[self._key(tokens, 0)] = node
+        if self.journal is not None:
+            node.keys = self.journal.stored(parent.keys[-1] if parent.keys else None, tokens, node.extra_key)
         self._evictable += len(pages)
+        self._num_nodes += 1
+        _weigh(parent, len(pages))
         self._touch(node)
         self._list(node)
         return node
@@ -248,7 +294,11 @@ class RadixCache:
         assert parent is not None
         del parent.children[self._key(node.tokens, 0)]
         node.parent = None
+        if self.journal is not None:
+            self.journal.removed(node.keys)
         self._evictable -= len(node.pages)
+        self._num_nodes -= 1
+        _weigh(parent, -len(node.pages))
         self._pool.release(node.pages, Owner.CACHED)
         self._list(parent)
 
@@ -256,6 +306,13 @@ class RadixCache:
 def _to_root(node: Node | None) -> Iterator[Node]:
     while node is not None:
         yield node
+        node = node.parent
+
+
+def _weigh(node: Node | None, pages: int) -> None:
+    """So many pages have come below `node`."""
+    while node is not None:
+        node.weight += pages
         node = node.parent
 
 

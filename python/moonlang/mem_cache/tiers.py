@@ -30,7 +30,7 @@ from moonlang.mem_cache.tier_settings import TierConfig, TierStats, TierTotals
 
 _COST_TOKENS = 2048  # a page so far into a prompt costs about twice as much to compute as the first: attention grows
 _FETCH_SHARE = 2  # several fetches may hold this fraction of the device pool; a single one all but _FREE_SHARE
-_KEEP_SHARE = 4  # and what is queued for one tier this one
+_KEEP_SHARE = 2  # and what is queued for one tier this one
 _TEND_NS = 20_000_000  # at most so often: it looks at every leaf of the tree
 _FREE_SHARE = 8  # this fraction of the device pool is better free; when it is not, write_back hands pages down
 
@@ -60,6 +60,7 @@ class Tiers:
         self._sent_ns: dict[int, int] = {}
         self._next_op = 0
         self._tended_ns = -_TEND_NS
+        self._is_news = True  # something has been computed since it was tended: else it would go round for ever
         self._judge = Judge(config, leases.page_size)
 
     # ---- up
@@ -138,7 +139,11 @@ class Tiers:
         capacity = self._leases.pool.capacity
         alone = self._fetched_pages == fetch.held
         limit = capacity - capacity // _FREE_SHARE if alone else capacity // _FETCH_SHARE
-        if self._fetched_pages + pages > limit or pages > self._leases.available_pages:
+        if self._fetched_pages + pages > limit:
+            return False
+        if alone and pages > self._leases.available_pages:
+            self.give_way()  # as for computing: the request needs these pages either way
+        if pages > self._leases.available_pages:
             return False
         if not self._leases.grow(fetch.lease, (len(fetch.lease.pages) + pages) * self._page_size):
             return False
@@ -212,6 +217,7 @@ class Tiers:
 
     def cached(self, tokens: Sequence[int], extra_key: str, keys: PageKeys, begin: int, end: int) -> None:
         """Pages [begin, end) of a prompt have entered the tree."""
+        self._is_news = True
         if self.config.write_policy == "write_through" and end > begin:
             self.keep(tokens, extra_key, keys.upto(tokens, end), begin, end)
 
@@ -225,9 +231,9 @@ class Tiers:
         pool, size = self._leases.pool, self._page_size
         if self.config.write_policy != "write_back" or pool.free * _FREE_SHARE >= pool.capacity:
             return
-        if now_ns - self._tended_ns < _TEND_NS or len(self._down_host) or len(self._down_store):
+        if not self._is_news or now_ns - self._tended_ns < _TEND_NS or len(self._down_host) or len(self._down_store):
             return
-        self._tended_ns = now_ns
+        self._tended_ns, self._is_news = now_ns, False
         for tokens, extra_key in self._cache.coldest(self.config.batch_pages):
             count = len(tokens) // size
             self.keep(tokens, extra_key, PageKeys(size, extra_key).upto(tokens, count), 0, count)

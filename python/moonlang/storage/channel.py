@@ -1,30 +1,34 @@
 """What all stores share: tickets, one worker, deadlines, the manifest of every page, and a circuit breaker.
 
-A backend is a blocking `PageStore` that knows texts and bytes; it may hang, fail or lie. The worker carries out one op
-after the other. While one is overdue, and for a while after failures, the others fail at once, so a store that is dead,
-slow, full or lying costs its callers nothing but misses; one op then tries whether it is back.
+A backend is a blocking `PageStore` that knows texts and bytes; it may hang, fail or lie. One thread looks up and reads,
+another writes, each one op after the other: nobody who wants pages waits for those that are being stored. While an op
+is overdue, and for a while after failures, the others of its thread fail at once, so a store that is dead, slow, full
+or lying costs its callers nothing but misses; one op then tries whether it is back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from moonlang.base.checksum import METHOD
 from moonlang.base.clock import NS_PER_MS, monotonic_ns
 from moonlang.base.errors import PeerError
-from moonlang.channels.pages import SUMS, Bytes, of_region, page_sum
+from moonlang.channels.lane import Lane
+from moonlang.channels.pages import Bytes, PagePool
 from moonlang.channels.worker import WorkerChannel
 from moonlang.core.kv import KvRegion
 from moonlang.core.storage import Clear, Load, Probe, Save, StoreOp
 from moonlang.core.ticket import Completion, Outcome, Ticket
 from moonlang.storage.breaker import Breaker
-from moonlang.storage.manifest import HEADER_BYTES, Fault, Manifest
+from moonlang.storage.manifest import HEADER_BYTES, Fault, Manifest, shards
 from moonlang.storage.totals import Ledger, StoreTotals
 
 _MOST_QUEUED = 64  # ops; the brain has a handful under way
+_SAVE_PATIENCE = 5  # times as long: nobody waits for what is being stored, and on a busy machine it stands back
 _AWAY = "The store does not answer in time."
 
 
@@ -32,18 +36,30 @@ class StoreFullError(PeerError):
     """The store has no room for more pages at the moment."""
 
 
+class Headers(NamedTuple):
+    """Where the headers of objects are, [N, HEADER_BYTES] each: up to N objects are read or written in a call."""
+
+    read: Bytes
+    written: Bytes
+
+    @classmethod
+    def of(cls, objects: int) -> Headers:
+        return cls(*(np.zeros((objects, HEADER_BYTES), np.uint8) for _ in range(2)))
+
+
 class PageStore(Protocol):
-    """One backend. Called from one thread; every method may block, and raises PeerError when the store fails, of the
-    kind StoreFullError when there is no room for more pages.
+    """One backend. `leading`, `read` and `discard` are called from one thread, `write` and `clear` from another. Every
+    method may block, and raises PeerError when the store fails, of the kind StoreFullError when there is no room for
+    more pages.
 
     An object is a header and a page under one name. Writing a name that exists is a success and changes nothing.
     """
 
     name: str
 
-    def attach(self, pool: Bytes, headers: Bytes) -> None:
-        """pool: [P, page bytes] where pages come from and go to. headers: [N, HEADER_BYTES], for up to N objects a
-        call. Both stay where they are until `close`."""
+    def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
+        """pools: where pages come from and go to, one array [P, shard bytes] per shard; row p of each, one after the
+        other, is page p. All stays where it is until `close`."""
         ...
 
     def leading(self, names: Sequence[str]) -> int:
@@ -51,11 +67,11 @@ class PageStore(Protocol):
         ...
 
     def read(self, names: Sequence[str], pages: Sequence[int]) -> int:
-        """Read objects into headers[0 .. n) and the pool's pages; how many of the first have arrived whole."""
+        """Read objects into headers.read[0 .. n) and these pages; how many of the first have arrived whole."""
         ...
 
     def write(self, names: Sequence[str], pages: Sequence[int]) -> int:
-        """Write headers[0 .. n) and the pool's pages as objects; how many of the first are there now."""
+        """Write headers.written[0 .. n) and these pages as objects; how many of the first are there now."""
         ...
 
     def discard(self, names: Sequence[str]) -> None:
@@ -74,8 +90,8 @@ class StoreOptions:
     """What a backend is told once.
 
     model: names the checkpoint in object names. host: the address of this process for others. extra:
-    --hicache-storage-backend-extra-config. patience_ns: an op that takes longer makes later ones fail at once until it
-    has ended.
+    --hicache-storage-backend-extra-config. patience_ns: a look-up or a load that takes longer makes later ones fail at
+    once until it has ended; what is being stored may take some times as long.
     """
 
     model: str
@@ -89,8 +105,10 @@ class StoreChannel(WorkerChannel[StoreOp]):
     """A KvStore around a PageStore. Owned by one thread, which polls at least every `patience_ns` while ops are under
     way: then those are failed that wait behind one that hangs."""
 
+    _lanes: tuple[Lane[StoreOp], Lane[StoreOp]]
+
     def __init__(self, store: PageStore, options: StoreOptions, *, clock: Callable[[], int] = monotonic_ns) -> None:
-        super().__init__(f"store-{store.name}", clock)
+        super().__init__(f"store-{store.name}", clock, lanes=("-up", "-down"))
         self._ledger = Ledger(store.name, clock)
         self._store = store
         self._options = options
@@ -102,11 +120,11 @@ class StoreChannel(WorkerChannel[StoreOp]):
         """A snapshot."""
         return self._ledger.snapshot()
 
-    def register(self, device: KvRegion) -> None:
-        pool = of_region(device)
-        headers = np.zeros((self._options.batch_pages, HEADER_BYTES), np.uint8)
-        self._store.attach(pool, headers)
-        self._pages = _Pages(pool, headers, device, self._options.model)
+    def register(self, regions: Sequence[KvRegion]) -> None:
+        pool = PagePool(regions)
+        headers = Headers.of(self._options.batch_pages)
+        self._store.attach(pool.shards, headers)
+        self._pages = _Pages(pool, headers, self._options.model)
 
     def submit(self, op: StoreOp) -> Ticket:
         cause = self._why_not(op)
@@ -118,37 +136,45 @@ class StoreChannel(WorkerChannel[StoreOp]):
         return ticket
 
     def poll(self) -> Sequence[Completion]:
-        if self._is_overdue:
-            self._give_up_queued("overdue")
+        for lane in self._lanes:
+            if self._is_overdue(lane):
+                self._give_up_queued(lane, "overdue")
         return super().poll()
+
+    def _lane(self, op: StoreOp) -> Lane[StoreOp]:
+        up, down = self._lanes
+        return up if isinstance(op, Probe | Load) else down
 
     def _why_not(self, op: StoreOp) -> str:
         """Why an op fails without being tried; empty when it is to be tried."""
-        if self._is_overdue:
-            self._ledger.complain("overdue", f"An operation has taken {self._running_ns // NS_PER_MS} ms so far.")
+        lane = self._lane(op)
+        if self._is_overdue(lane):
+            self._ledger.complain("overdue", f"An operation has taken {lane.running_ns // NS_PER_MS} ms so far.")
             return "overdue"
-        if self._queued >= _MOST_QUEUED:
+        if lane.queued >= _MOST_QUEUED:
             return "queue full"
         now_ns = self._clock()
         # A store whose pages are late or wrong is not asked for them; a Load follows a Probe that was let through.
         kinds = {Probe: (Probe, Load), Load: (), Save: (Save,), Clear: ()}[type(op)]
         open_ones = [self._breakers[kind] for kind in kinds if not self._breakers[kind].is_closed]
-        if open_ones and (self._is_busy or any(breaker.is_paused(now_ns) for breaker in open_ones)):
+        if open_ones and (lane.is_busy or any(breaker.is_paused(now_ns) for breaker in open_ones)):
             return "paused"
         for breaker in open_ones:
             breaker.attempt(now_ns)
         return ""
 
-    @property
-    def _is_overdue(self) -> bool:
-        return self._running_ns > self._options.patience_ns
+    def _is_overdue(self, lane: Lane[StoreOp]) -> bool:
+        return lane.running_ns > self._patience_ns(lane)
 
-    def _give_up_queued(self, cause: str) -> None:
-        count = self._fail_queued(_AWAY)
+    def _patience_ns(self, lane: Lane[StoreOp]) -> int:
+        return self._options.patience_ns * (_SAVE_PATIENCE if lane is self._lanes[-1] else 1)
+
+    def _give_up_queued(self, lane: Lane[StoreOp], cause: str) -> None:
+        count = lane.fail_queued(_AWAY)
         if count:
             self._ledger.failed(cause, count)
 
-    # ---- in the worker
+    # ---- in the lanes
 
     def _carry_out(self, ticket: Ticket, op: StoreOp) -> Completion:
         began_ns = self._clock()
@@ -158,7 +184,7 @@ class StoreChannel(WorkerChannel[StoreOp]):
         done, good = self._attempt(ticket, op)
         now_ns = self._clock()
         self._ledger.carried_out(now_ns - began_ns)
-        if now_ns - began_ns > self._options.patience_ns:
+        if now_ns - began_ns > self._patience_ns(self._lane(op)):
             self._ledger.complain("slow", f"A {type(op).__name__} took {(now_ns - began_ns) // NS_PER_MS} ms.")
             good = False
         self._report(op, good, now_ns)
@@ -171,7 +197,7 @@ class StoreChannel(WorkerChannel[StoreOp]):
         if breaker.is_closed:
             self._ledger.recovered(f"It is used again: a {type(op).__name__} has succeeded.")
         else:
-            self._give_up_queued("paused")
+            self._give_up_queued(self._lane(op), "paused")
 
     def _let_go(self) -> None:
         self._store.close()
@@ -230,24 +256,20 @@ class StoreChannel(WorkerChannel[StoreOp]):
         return good, fault
 
     def _save(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, Fault | None]:
-        names = self._pages.names(keys)
-        present = self._store.leading(names)  # others have computed them too: no need to sum them up and send them
-        self._pages.describe(keys[present:], pages[present:])
-        if present == len(keys):
-            return present, None
-        return present + self._store.write(names[present:], pages[present:]), None
+        self._pages.describe(keys, pages)
+        return self._store.write(self._pages.names(keys), pages), None
 
 
 class _Pages:
     """The pool's pages with their names and manifests."""
 
-    def __init__(self, pool: Bytes, headers: Bytes, device: KvRegion, model: str) -> None:
-        digest = device.schema.digest()
-        self.page_bytes = device.schema.page_bytes
+    def __init__(self, pool: PagePool, headers: Headers, model: str) -> None:
+        digest = pool.schema.digest()
+        self.page_bytes = pool.page_bytes
         self.prefix = f"{model.replace('/', '-')}_{digest[:16]}_"
         self._pool = pool
         self._headers = headers
-        self._manifest = Manifest(digest, self.page_bytes, SUMS)
+        self._manifest = Manifest(digest, self.page_bytes, METHOD, len(pool.shards))
 
     def names(self, keys: Sequence[bytes]) -> list[str]:
         return [self.prefix + key.hex() for key in keys]
@@ -255,13 +277,20 @@ class _Pages:
     def describe(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
         """Write the headers of these pages."""
         for i, (key, page) in enumerate(zip(keys, pages, strict=True)):
-            header = self._manifest.header(key, page_sum(self._pool[page]))
-            self._headers[i] = np.frombuffer(header, np.uint8)
+            header = self._manifest.header(key, self._pool.sum(page))
+            self._headers.written[i] = np.frombuffer(header, np.uint8)
 
     def verify(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, Fault | None]:
-        """(how many of the first pages may be used, why the next may not)."""
+        """(how many of the first pages may be used, why the next may not). Those lie as all ranks need them now."""
+        good, fault = 0, None
         for i, (key, page) in enumerate(zip(keys, pages, strict=True)):
-            fault = self._manifest.fault(self._headers[i].tobytes(), key, page_sum(self._pool[page]))
+            header = self._headers.read[i].tobytes()
+            fault = self._manifest.fault(header, key, self._pool.sum(page))
+            if fault is None and not self._pool.can_take(shards(header)):
+                fault = Fault.SCHEMA
             if fault is not None:
-                return i, fault
-        return len(keys), None
+                break
+            self._pool.recut(page, shards(header))
+            good += 1
+        self._pool.spread(pages[:good])
+        return good, fault

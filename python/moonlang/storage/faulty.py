@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from moonlang.base.errors import PeerError
 from moonlang.channels.pages import Bytes
-from moonlang.storage.channel import PageStore
+from moonlang.storage.channel import Headers, PageStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,12 @@ class FaultyStore:
         self._wait = wait
         self._rng = random.Random(faults.seed)
         self._known = list(known)
-        self._pool: Bytes
-        self._headers: Bytes
+        self._pools: Sequence[Bytes]
+        self._headers: Headers
 
-    def attach(self, pool: Bytes, headers: Bytes) -> None:
-        self._pool, self._headers = pool, headers
-        self._store.attach(pool, headers)
+    def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
+        self._pools, self._headers = pools, headers
+        self._store.attach(pools, headers)
 
     def leading(self, names: Sequence[str]) -> int:
         self._call()
@@ -85,15 +85,15 @@ class FaultyStore:
             raise PeerError("A fault that was asked for.")
 
     def _damage(self, i: int, page: int) -> None:
-        size = self._pool.shape[1]
+        part = self._rng.choice(self._pools)[page]
         if self._happens(self.faults.flip):
-            self._pool[page, self._rng.randrange(size)] ^= 1 << self._rng.randrange(8)
+            part[self._rng.randrange(len(part))] ^= 1 << self._rng.randrange(8)
         if self._happens(self.faults.cut):
-            self._pool[page, self._rng.randrange(size) :] ^= 0x5A
+            part[self._rng.randrange(len(part)) :] ^= 0x5A
         if self._happens(self.faults.replay):
-            self._pool[page] = self._pool[page] ^ 0xA5
+            part ^= 0xA5
         if self._happens(self.faults.header):
-            self._headers[i, self._rng.randrange(100)] ^= 1 << self._rng.randrange(8)
+            self._headers.read[i, self._rng.randrange(100)] ^= 1 << self._rng.randrange(8)
 
     def _another(self) -> str:
         return self._rng.choice(self._known) if self._known else "nothing"

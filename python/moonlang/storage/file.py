@@ -18,7 +18,7 @@ from moonlang.base.errors import ConfigError, PeerError
 from moonlang.base.units import parse_bytes
 from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
-from moonlang.storage.channel import StoreChannel, StoreOptions
+from moonlang.storage.channel import Headers, StoreChannel, StoreOptions
 
 DIRECTORY_VARIABLE = "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"
 _DEFAULT_DIRECTORY = "/tmp/hicache"
@@ -36,8 +36,8 @@ class FileStore:
     def __init__(self, directory: Path, capacity: int) -> None:
         self._directory = directory
         self._capacity = capacity
-        self._pool: Bytes
-        self._headers: Bytes
+        self._pools: Sequence[Bytes]
+        self._headers: Headers
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._remove_old_drafts()
@@ -48,15 +48,15 @@ class FileStore:
                 hint=f'Set {DIRECTORY_VARIABLE} or {{"directory": ...}} to a folder that can be written to.',
             ) from error
 
-    def attach(self, pool: Bytes, headers: Bytes) -> None:
-        self._pool, self._headers = pool, headers
+    def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
+        self._pools, self._headers = pools, headers
 
     def leading(self, names: Sequence[str]) -> int:
         return next((i for i, name in enumerate(names) if not self._path(name).exists()), len(names))
 
     def read(self, names: Sequence[str], pages: Sequence[int]) -> int:
         for i, (name, page) in enumerate(zip(names, pages, strict=True)):
-            parts = [memoryview(self._headers[i]), memoryview(self._pool[page])]
+            parts = self._parts(self._headers.read[i], page)
             try:
                 with self._path(name).open("rb", buffering=0) as file:
                     count = os.readv(file.fileno(), parts)
@@ -73,7 +73,7 @@ class FileStore:
         for i, (name, page) in enumerate(zip(names, pages, strict=True)):
             path = self._path(name)
             if not path.exists():
-                self._write(path, [memoryview(self._headers[i]), memoryview(self._pool[page])])
+                self._write(path, self._parts(self._headers.written[i], page))
         if self._bytes > self._capacity:
             self._clear_up()
         return len(names)
@@ -90,6 +90,10 @@ class FileStore:
 
     def close(self) -> None:
         pass
+
+    def _parts(self, header: Bytes, page: int) -> list[memoryview]:
+        """Where header and page of an object are."""
+        return [header.data, *(pool[page].data for pool in self._pools)]
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}{_SUFFIX}"

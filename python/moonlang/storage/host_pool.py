@@ -1,4 +1,4 @@
-"""HiCache's second tier: pages in host memory of this process, each with the checksum it came with.
+"""HiCache's second tier: pages in host memory of this process, those of all ranks, each with the checksum it came with.
 
 One thread copies, page by page and without the interpreter's lock. A page that has changed while it lay here is not
 given back.
@@ -7,12 +7,13 @@ given back.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
 
 from moonlang.base import log
-from moonlang.channels.pages import Bytes, of_region, page_sum
+from moonlang.channels.pages import Bytes, PagePool
 from moonlang.channels.worker import WorkerChannel
 from moonlang.core.kv import KvRegion
 from moonlang.core.storage import Demote, HostOp, Promote
@@ -28,14 +29,12 @@ class HostMemory(WorkerChannel[HostOp]):
         super().__init__("host")
         self._num_slots = num_slots
         self._sums = np.zeros(num_slots, np.uint64)
-        self._device: Bytes
+        self._device: PagePool
         self._slots: Bytes
-        self._page_bytes = 0
 
-    def register(self, device: KvRegion) -> int:
-        self._device = of_region(device)
-        size = device.schema.page_bytes
-        self._page_bytes = size
+    def register(self, regions: Sequence[KvRegion]) -> int:
+        self._device = PagePool(regions)
+        size = self._device.page_bytes
         # Mapped, not allocated: a slot takes no memory before it is used.
         memory = mmap.mmap(-1, max(1, self._num_slots * size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel without huge pages
@@ -50,20 +49,23 @@ class HostMemory(WorkerChannel[HostOp]):
         fault = "" if count == len(op.pages) else "A page in host memory has changed."
         if fault:
             _log.error("%s Its checksum does not hold; it is computed again.", fault)
-        return Completion(ticket, Outcome.OK, count, count * self._page_bytes, fault)
+        return Completion(ticket, Outcome.OK, count, count * self._device.page_bytes, fault)
 
     def _let_go(self) -> None:
         """The mapping goes with the last reference."""
 
     def _demote(self, op: Demote) -> int:
         for page, slot in zip(op.pages, op.slots, strict=True):
-            self._slots[slot] = self._device[page]
-            self._sums[slot] = page_sum(self._slots[slot])
+            self._device.copy_out(page, self._slots[slot])
+            self._sums[slot] = self._device.sum(page)
         return len(op.pages)
 
     def _promote(self, op: Promote) -> int:
-        for i, (slot, page) in enumerate(zip(op.slots, op.pages, strict=True)):
-            self._device[page] = self._slots[slot]
-            if page_sum(self._device[page]) != self._sums[slot]:
-                return i
-        return len(op.pages)
+        good = 0
+        for slot, page in zip(op.slots, op.pages, strict=True):
+            self._device.copy_in(page, self._slots[slot])
+            if self._device.sum(page) != self._sums[slot]:
+                break
+            good += 1
+        self._device.spread(op.pages[:good])
+        return good

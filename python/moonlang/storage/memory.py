@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from moonlang.base.units import parse_bytes
 from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
-from moonlang.storage.channel import StoreChannel, StoreOptions
+from moonlang.storage.channel import Headers, StoreChannel, StoreOptions
 
 _DEFAULT_CAPACITY = "1gb"
 
@@ -24,11 +25,11 @@ class MemoryStore:
         """objects: the dictionary, to be shared by several stores."""
         self._capacity = capacity
         self._objects = OrderedDict() if objects is None else objects
-        self._pool: Bytes
-        self._headers: Bytes
+        self._pools: Sequence[Bytes]
+        self._headers: Headers
 
-    def attach(self, pool: Bytes, headers: Bytes) -> None:
-        self._pool, self._headers = pool, headers
+    def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
+        self._pools, self._headers = pools, headers
 
     def leading(self, names: Sequence[str]) -> int:
         return next((i for i, name in enumerate(names) if name not in self._objects), len(names))
@@ -36,20 +37,21 @@ class MemoryStore:
     def read(self, names: Sequence[str], pages: Sequence[int]) -> int:
         for i, (name, page) in enumerate(zip(names, pages, strict=True)):
             found = self._objects.get(name)
-            if found is None or len(found) != self._headers.shape[1] + self._pool.shape[1]:
+            if found is None or len(found) != self._size:
                 return i
-            self._objects.move_to_end(name)
-            split = self._headers.shape[1]
-            self._headers[i] = np.frombuffer(found, np.uint8, split)
-            self._pool[page] = np.frombuffer(found, np.uint8, offset=split)
+            with suppress(KeyError):  # it has gone meanwhile, and is still good
+                self._objects.move_to_end(name)
+            at = 0
+            for part in (self._headers.read[i], *(pool[page] for pool in self._pools)):
+                part[:] = np.frombuffer(found, np.uint8, len(part), at)
+                at += len(part)
         return len(names)
 
     def write(self, names: Sequence[str], pages: Sequence[int]) -> int:
         for i, (name, page) in enumerate(zip(names, pages, strict=True)):
             if name not in self._objects:
-                self._objects[name] = self._headers[i].tobytes() + self._pool[page].tobytes()
-        size = self._headers.shape[1] + self._pool.shape[1]
-        while len(self._objects) * size > self._capacity and self._objects:
+                self._objects[name] = b"".join((self._headers.written[i], *(pool[page] for pool in self._pools)))
+        while len(self._objects) * self._size > self._capacity and self._objects:
             self._objects.popitem(last=False)
         return len(names)
 
@@ -58,11 +60,15 @@ class MemoryStore:
             self._objects.pop(name, None)
 
     def clear(self, prefix: str) -> None:
-        for name in [name for name in self._objects if name.startswith(prefix)]:
-            del self._objects[name]
+        self.discard([name for name in list(self._objects) if name.startswith(prefix)])
 
     def close(self) -> None:
         pass
+
+    @property
+    def _size(self) -> int:
+        """Bytes of an object."""
+        return self._headers.read.shape[1] + sum(pool.shape[1] for pool in self._pools)
 
 
 def open_store(options: StoreOptions) -> KvStore:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
-from moonlang.storage.channel import StoreChannel, StoreOptions
+from moonlang.storage.channel import Headers, StoreChannel, StoreOptions
 
 
 class NullStore:
@@ -14,7 +14,7 @@ class NullStore:
 
     name = "null"
 
-    def attach(self, pool: Bytes, headers: Bytes) -> None:
+    def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
         pass
 
     def leading(self, names: Sequence[str]) -> int:

@@ -234,6 +234,27 @@ def test_write_back_keeps_when_room_gets_short() -> None:
     assert world.store
 
 
+def test_write_back_hands_nothing_down_twice_while_nothing_is_computed() -> None:
+    """Else an idle server would try the same pages for ever, when the store fails or the host pool is too small."""
+    world = World(both(write_policy="write_back", host_slots=0))
+    for seed in range(1, 11):
+        world.compute(prompt(seed, 4))
+    world.tiers.tend(world.now_ns)
+    world.submit()
+    assert world.under_way
+    world.finish(fail_from=0)
+    world.drain()
+    world.now_ns += 1000 * MS
+    world.tiers.tend(world.now_ns)
+    world.submit()
+    assert not world.under_way
+    world.compute(prompt(20, 4))
+    world.tiers.tend(world.now_ns)
+    world.submit()
+    assert world.under_way
+    world.drain()
+
+
 SLOW = both(host_slots=0, prefetch_policy="timeout")
 
 
@@ -321,6 +342,21 @@ def test_requests_get_the_memory_that_is_queued_to_go_down() -> None:
     world.drain()
     world.leases.check([], idle=True)
     assert len(world.store) == 2
+
+
+def test_a_fetch_gets_the_memory_that_is_queued_to_go_down() -> None:
+    """The request would take it for computing otherwise, and what it waits for would be lost too."""
+    config = TierConfig(host_slots=64, store=True, batch_pages=16, threshold_tokens=SIZE)
+    world = World(config, num_pages=25)
+    first = prompt(1, 16)
+    world.compute(first)
+    world.drain()
+    world.compute(prompt(2, 16))  # evicts most of the first, and is queued: nothing of it goes down yet
+    assert world.tiers.locks
+    assert world.want(first) is not None
+    world.drain()
+    assert world.compute(first) == len(first)
+    world.check()
 
 
 def test_a_store_that_has_failed_is_told_everything_again() -> None:

@@ -33,7 +33,7 @@ def do(pool: HostMemory, op: HostOp) -> Completion:
 
 def test_pages_come_back_as_they_went(device: np.ndarray) -> None:
     pool = HostMemory(8)
-    assert pool.register(region(device)) == 8
+    assert pool.register([region(device)]) == 8
     content = device[[3, 1, 2]].copy()
     assert do(pool, Demote(pages=(3, 1, 2), slots=(7, 0, 4))).bytes == 3 * SCHEMA.page_bytes
     device[:] = 0
@@ -44,7 +44,7 @@ def test_pages_come_back_as_they_went(device: np.ndarray) -> None:
 
 def test_a_page_that_has_changed_does_not_count(device: np.ndarray) -> None:
     pool = HostMemory(4)
-    pool.register(region(device))
+    pool.register([region(device)])
     do(pool, Demote(pages=(1, 2, 3), slots=(0, 1, 2)))
     pool._slots[1, 5] ^= 1
     done = do(pool, Promote(slots=(0, 1, 2), pages=(4, 5, 6)))
