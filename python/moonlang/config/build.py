@@ -11,7 +11,7 @@ import msgspec
 
 from moonlang.base import log
 from moonlang.base.errors import ConfigError
-from moonlang.config import flag, table
+from moonlang.config import flag, kv_events, table
 from moonlang.config.server_args import ServerArgs
 from moonlang.config.table import Row
 
@@ -152,6 +152,13 @@ def _cross_checks(args: ServerArgs) -> Iterable[ConfigError]:
             f"--disaggregation-decode-fallback does nothing with --disaggregation-mode {args.disaggregation_mode}.",
             hint="Leave it out here; it belongs to decode servers.",
         )
+    try:
+        events = kv_events.parse(args.kv_events_config)
+    except ConfigError as error:
+        yield error
+    else:
+        if events is not None and args.disable_radix_cache:
+            yield ConfigError("--kv-events-config has nothing to tell with --disable-radix-cache.", hint="Drop one.")
     if not isinstance(_json(args.json_model_override_args), dict):
         yield ConfigError("--json-model-override-args takes a JSON object.", hint="""Like '{"rope_theta": 10000}'.""")
 

@@ -25,6 +25,8 @@ SECTIONS = {
     "features": "optional features",
     "device": "device and process",
     "parallelism": "several devices or processes",
+    "moe": "mixtures of experts",
+    "overlap": "overlap of computing and waiting",
     "disaggregation": "prefill/decode disaggregation",
     "observability": "logs and metrics",
     table.OWN_SECTION: "MoonLang's own",

@@ -71,8 +71,9 @@ def check(args: ServerArgs, cuda: bool = False) -> None:
             f"--hicache-ratio {args.hicache_ratio:g} makes a host pool no larger than the device pool.",
             hint=f"Use more than 1 (the default is {DEFAULT_RATIO:g}), or --hicache-size in GB.",
         )
-    if args.tp_size > 1:
+    if args.nnodes > 1:
         raise ConfigError(
-            "--enable-hierarchical-cache works with --tp-size 1 only in this version.", hint="Leave one of them out."
+            "--enable-hierarchical-cache moves the pages of all ranks from one process: they must share a host.",
+            hint="Leave it out, or use --nnodes 1.",
         )
     extra_config(args)

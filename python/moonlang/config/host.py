@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import secrets
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +15,11 @@ _SEED_BITS = 30
 
 
 def observe() -> HostFacts:
-    """Look for a usable GPU and for the CPU kernels, and draw a seed."""
+    """Look for a usable GPU, for the CPU kernels and at the processor, and draw a seed."""
     return HostFacts(
         cuda=has_cuda(),
         cpu_kernels=cpu_kernels(),
+        rings=has_rings(),
         seed=secrets.randbits(_SEED_BITS),
     )
 
@@ -34,6 +37,11 @@ def cpu_kernels() -> str:
 def has_cuda() -> bool:
     """True when there is an NVIDIA device and the installed torch was built for it."""
     return Path("/dev/nvidiactl").exists() and not torch_version().endswith("+cpu")
+
+
+def has_rings() -> bool:
+    """True where stores become visible in order, and memory without a name can be handed on."""
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
 
 
 def torch_version() -> str:

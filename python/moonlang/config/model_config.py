@@ -14,8 +14,10 @@ from moonlang.base.errors import ConfigError
 from moonlang.config.quantization import Quantization, read_quantization
 from moonlang.config.server_args import ServerArgs
 from moonlang.config.shard import WHOLE, Shard
+from moonlang.config.stage import ALONE, Stage
 
 _DTYPES = {"half": "float16", "float": "float32"}
+_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")  # attention over a latent per token
 _ALLOW_LONGER = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"
 
 # The same size has several names in the config.json of older architectures.
@@ -27,10 +29,20 @@ _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
 # What config.json may leave out because its class in transformers has a default: the defaults that are relied on.
+_DEEPSEEK = {
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
 _CLASS_DEFAULTS: dict[str, dict[str, int]] = {
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072},
     "qwen2": {"max_position_embeddings": 32768},
     "qwen3": {"head_dim": 128, "max_position_embeddings": 32768},
+    "deepseek_v2": _DEEPSEEK | {"max_position_embeddings": 2048},
+    "deepseek_v3": _DEEPSEEK | {"max_position_embeddings": 4096},
+    "gpt_oss": {"head_dim": 64, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     "gemma2": {"head_dim": 256, "max_position_embeddings": 8192},
     "gemma3_text": {
         "vocab_size": 262208,
@@ -55,13 +67,48 @@ class ModelConfig:
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    head_dim: int
+    head_dim: int  # of what the pages keep for a KV head
     context_length: int
     dtype: str  # "bfloat16", "float16" or "float32"
     eos_token_ids: tuple[int, ...]
     generation: dict[str, Any]  # generation_config.json, {} when there is none
     quantization: Quantization | None = None  # None: weights are floats
     shard: Shard = WHOLE  # what this process holds of it; the numbers above count the whole
+    experts_apart: Shard | None = None  # the same for its experts, when they are spread over more ranks than the rest
+    stage: Stage = ALONE  # and of its layers
+    dense_whole: bool = False  # every rank has the dense layers of a mixture of experts whole
+    latent: bool = False  # pages keep a latent per token for all heads: num_kv_heads is 1, head_dim the latent's size
+
+    @property
+    def layers(self) -> range:
+        """Those of this process."""
+        return self.stage.layers(self.num_layers)
+
+    @property
+    def value_dim(self) -> int:
+        """Numbers that one head of attention gives."""
+        return self.hf["v_head_dim"] if self.latent else self.head_dim
+
+    @property
+    def num_experts(self) -> int | None:
+        """Experts per layer; None: a dense model."""
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        return next((self.hf[name] for name in names if self.hf.get(name)), None)
+
+    @property
+    def experts_per_token(self) -> int:
+        """That a token visits, where config.json says so; most models have no more than the default."""
+        return self.hf.get("num_experts_per_tok") or 8
+
+    @property
+    def expert_shard(self) -> Shard:
+        """What this process holds of the experts of a layer."""
+        return self.experts_apart or self.shard
+
+    @property
+    def dense_shard(self) -> Shard:
+        """What this process holds of a dense feed-forward layer."""
+        return WHOLE if self.dense_whole and self.num_experts else self.shard
 
 
 def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
@@ -73,6 +120,7 @@ def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
     quantization = read_quantization(hf, args.quantization)
     generation = _read_object(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     hidden, heads = _size(hf, _HIDDEN), _size(hf, _HEADS)
+    latent = any(name in _LATENT for name in hf.get("architectures") or ())
     return ModelConfig(
         path=path,
         hf=hf,
@@ -82,13 +130,14 @@ def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
         hidden_size=hidden,
         num_layers=_size(hf, _LAYERS),
         num_heads=heads,
-        num_kv_heads=_size(hf, _KV_HEADS, default=1 if hf.get("multi_query") else heads),
-        head_dim=_size(hf, ("head_dim",), default=hidden // heads),
+        num_kv_heads=1 if latent else _size(hf, _KV_HEADS, default=1 if hf.get("multi_query") else heads),
+        head_dim=_latent_dim(hf) if latent else _size(hf, ("head_dim",), default=hidden // heads),
         context_length=_context_length(hf, args.context_length),
         dtype=_dtype(hf, args.dtype, quantization),
         eos_token_ids=_eos_token_ids(hf, generation),
         generation=generation,
         quantization=quantization,
+        latent=latent,
     )
 
 
@@ -123,6 +172,11 @@ def _size(hf: Mapping[str, Any], names: tuple[str, ...], default: int | None = N
             hint=f"Add it with --json-model-override-args '{{\"{names[0]}\": ...}}'.",
         )
     return value
+
+
+def _latent_dim(hf: Mapping[str, Any]) -> int:
+    """What MLA keeps of a token: the compressed keys and values, and behind them the rotated part of the keys."""
+    return _size(hf, ("kv_lora_rank",)) + _size(hf, ("qk_rope_head_dim",))
 
 
 def _dtype(hf: Mapping[str, Any], wish: str, quantization: Quantization | None) -> str:

@@ -9,6 +9,7 @@ from typing import cast
 
 import msgspec
 
+from moonlang.base import notify
 from moonlang.base.errors import ConfigError
 from moonlang.config.server_args import ServerArgs
 
@@ -78,6 +79,7 @@ def _fetch_hub(name: str, args: ServerArgs, patterns: list[str]) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
+    notify.doing("fetching the model")
     # OSError, and the base error of the HTTP library below, whichever that is in the installed version.
     network_errors = cast("tuple[type[Exception], ...]", hub.HfHubHTTPError.__bases__)
     try:

@@ -65,8 +65,8 @@ def _in_checkpoint(settings: Mapping[str, Any]) -> Quantization:
         return Quantization(method="awq", in_checkpoint=True)
     if method == "fp8":
         return Quantization(method="fp8", in_checkpoint=True)
-    if method == "w8a8_int8":
-        return Quantization(method="w8a8_int8", in_checkpoint=True)
+    if method in ("w8a8_int8", "mxfp4"):
+        return Quantization(method=method, in_checkpoint=True)
     if method == "compressed-tensors":
         return Quantization(method=_compressed(settings), in_checkpoint=True)
     raise _refusal(method, "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moonlang.base.errors import ConfigError
-from moonlang.config import hicache
+from moonlang.config import experts, hicache, replicas
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.model_source import EMBEDDED_NAME
 from moonlang.config.server_args import ServerArgs
@@ -31,6 +31,7 @@ class HostFacts:
 
     cuda: bool = False
     cpu_kernels: str = ""  # their instruction set; "" when they are not installed
+    rings: bool = False  # processes can exchange messages through rings in shared memory
     seed: int = SEED
 
 
@@ -42,8 +43,10 @@ def resolve_args(
     ConfigError when explicit values contradict each other or the model.
     """
     host = host or HostFacts()
+    spread = replicas.choices(args)
+    args = dataclasses.replace(args, **{name: value for name, value, _ in spread})
     chosen: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, str] = {name: reason for name, _, reason in spread}
 
     def choose(name: str, value: Any, reason: str) -> Any:
         if value != getattr(args, name):
@@ -60,7 +63,10 @@ def resolve_args(
     for name, value, reason in _sizes(args, model, page, cuda):
         choose(name, value, reason)
     _check(args, model, page, cuda)
+    replicas.check(args, model)
+    _check_fronts(args)
     _check_shards(args, model)
+    _check_stages(args, model)
     _check_kv_dtype(args, model, chosen.get("attention_backend", args.attention_backend))
     return dataclasses.replace(args, **chosen), reasons
 
@@ -94,8 +100,11 @@ def _automatic(args: ServerArgs, model: ModelConfig, host: HostFacts) -> list[Ch
         choices.append(("quantization", model.quantization.method, "config.json says so"))
     if args.disaggregation_decode_enable_offload_kvcache and not args.enable_hierarchical_cache:
         choices.append(("enable_hierarchical_cache", True, "--disaggregation-decode-enable-offload-kvcache needs it"))
+    choices.append(("ep_size", *experts.ep_size(args, model)))
+    if args.load_balance_method == "auto":
+        choices.append(("load_balance_method", *_balance(args)))
     if args.messaging_backend == "auto":
-        choices.append(("messaging_backend", *_messaging(args)))
+        choices.append(("messaging_backend", *_messaging(args, host)))
     return choices
 
 
@@ -105,11 +114,22 @@ def _kv_dtype(args: ServerArgs, model: ModelConfig) -> tuple[str, str]:
     return {"bf16": "bfloat16"}.get(args.kv_cache_dtype, args.kv_cache_dtype), "the full name of what was asked for"
 
 
-def _messaging(args: ServerArgs) -> tuple[str, str]:
+def _balance(args: ServerArgs) -> tuple[str, str]:
+    if args.disaggregation_mode == "prefill":
+        return "follow_bootstrap_room", "decode servers may work out the replica from the room"
+    return "round_robin", "replicas are alike"
+
+
+def _messaging(args: ServerArgs, host: HostFacts) -> tuple[str, str]:
     """As measured on one host: docs/explanation/messaging.md."""
     if args.in_process:
         return "inproc", "roles are threads"
-    return "zmq", "roles are processes; no whole server was faster with rings in shared memory (mooncake) when measured"
+    if host.rings:
+        return (
+            "mooncake",
+            "rings in shared memory: no slower than zmq, and a first token sooner, when measured on one host",
+        )
+    return "zmq", "rings in shared memory (mooncake) need Linux on x86-64"
 
 
 def _attention(args: ServerArgs, host: HostFacts) -> tuple[str, str]:
@@ -142,6 +162,7 @@ def _sizes(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> list[
 
 def _check(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> None:
     hicache.check(args, cuda)
+    experts.check(args)
     chunk = args.chunked_prefill_size
     if chunk is not None and chunk > 0 and chunk % page:
         near = max(page, chunk // page * page)
@@ -158,10 +179,10 @@ def _check(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> None:
 def split_address(address: str) -> tuple[str, int]:
     """(host, port) of "host:port" or "[v6]:port". ConfigError when it is neither."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < MAX_PORT:
+    if not host or not port.isdigit() or not 0 < int(port) < MAX_PORT - 1:
         raise ConfigError(
             f"--dist-init-addr {address or '(none)'} is no address of the first node.",
-            hint="Give every node the same, like 10.0.0.1:5000; that port and the next one are used.",
+            hint="Give every node the same, like 10.0.0.1:5000; that port and the next two are used.",
         )
     return host, int(port)
 
@@ -172,9 +193,10 @@ def _check_nodes(args: ServerArgs) -> None:
     split_address(args.dist_init_addr or "")
     if not 0 <= args.node_rank < args.nnodes:
         raise ConfigError(f"--node-rank {args.node_rank} is not one of --nnodes {args.nnodes}.", hint="Count from 0.")
-    if args.tp_size % args.nnodes:
+    if args.tp_size * args.pp_size % args.nnodes:
         raise ConfigError(
-            f"--tp-size {args.tp_size} cannot be spread evenly over --nnodes {args.nnodes}.", hint="Change one of them."
+            f"--tp-size {args.tp_size} x --pp-size {args.pp_size} cannot be spread evenly over --nnodes {args.nnodes}.",
+            hint="Change one of them.",
         )
     if args.disaggregation_mode != "null":
         raise ConfigError(
@@ -182,20 +204,29 @@ def _check_nodes(args: ServerArgs) -> None:
         )
 
 
+def _check_fronts(args: ServerArgs) -> None:
+    if not args.in_process:
+        return
+    for name, number in (("tokenizer", args.tokenizer_worker_num), ("detokenizer", args.detokenizer_worker_num)):
+        if number > 1:
+            raise ConfigError(
+                f"--{name}-worker-num {number} does not go with --in-process.", hint="Leave one of them out."
+            )
+
+
 def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
     _check_nodes(args)
-    if args.tp_size == 1:
+    if args.tp_size == 1 or args.enable_dp_attention:
         return
     why = obstacle(
         args.tp_size,
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
+        head_dim=model.value_dim,
         inner=model.hf.get("intermediate_size"),
-        experts=model.hf.get("num_experts") or model.hf.get("num_local_experts"),
+        experts=model.num_experts,
+        quantized=model.quantization is not None,
     )
-    if model.quantization is not None or args.quantization is not None:
-        why = why or "quantized weights are not cut in this version"
     if args.in_process:
         why = why or "--in-process has one process"
     if why:
@@ -205,10 +236,38 @@ def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
         )
 
 
+def _check_stages(args: ServerArgs, model: ModelConfig) -> None:
+    if args.pp_size == 1:
+        return
+    if args.pp_size > model.num_layers:
+        raise ConfigError(
+            f"--pp-size {args.pp_size} is more than the {model.num_layers} layers of {', '.join(model.architectures)}.",
+            hint="A stage of a pipeline has one layer at least.",
+        )
+    others = {
+        "--in-process": args.in_process,
+        "--disaggregation-mode": args.disaggregation_mode != "null",
+        "--enable-hierarchical-cache": args.enable_hierarchical_cache,
+        "--moe-a2a-backend": args.moe_a2a_backend != "none",
+        "--enable-dp-attention": args.enable_dp_attention,
+    }
+    wrong = [name for name, used in others.items() if used]
+    if wrong:
+        raise ConfigError(
+            f"--pp-size {args.pp_size} does not go with {' and '.join(wrong)} in this version.",
+            hint="--tp-size does.",
+        )
+
+
 def _check_kv_dtype(args: ServerArgs, model: ModelConfig, attention: str | None) -> None:
     if _kv_dtype(args, model)[0] != model.dtype and attention != "cpu":
         raise ConfigError(
             f"--kv-cache-dtype {args.kv_cache_dtype} needs the CPU kernels: {attention} attention reads keys and values"
             f" in the type of the model, {model.dtype}.",
             hint="Leave it at auto, or on a CPU install sgl-kernel (scripts/setup); for bfloat16 set --dtype too.",
+        )
+    if model.latent and args.kv_cache_dtype == "int8":
+        raise ConfigError(
+            f"--kv-cache-dtype int8 does not go with the latents of {', '.join(model.architectures)}.",
+            hint="Take fp8_e4m3, which needs as little memory.",
         )

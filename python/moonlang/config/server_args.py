@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moonlang.config.resolve import HostFacts
 
 QUANTIZATIONS = (
-    *("gptq", "awq", "fp8", "int8", "int4", "w8a8_int8"),
+    *("gptq", "awq", "fp8", "mxfp4", "int8", "int4", "w8a8_int8"),
     *("compressed-tensors", "gptq_marlin", "awq_marlin"),  # other names for these
 )
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
@@ -26,7 +26,9 @@ KV_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8")
 POLICIES = ("lpm", "random", "fcfs", "dfs-weight", "lof", "priority")
 PD_MODES = ("null", "prefill", "decode")
 PD_BACKENDS = ("mooncake", "mooncake_tcp", "local", "fake")
+LOAD_BALANCE_METHODS = ("auto", "round_robin", "follow_bootstrap_room", "total_requests", "total_tokens")
 MESSAGING_BACKENDS = ("auto", "mooncake", "zmq", "inproc")
+A2A_BACKENDS = ("none", "torch", "mooncake")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -50,6 +52,8 @@ class ServerArgs:
     # Tokenizer, HTTP and the API
     tokenizer_path: Annotated[str | None, Flag("Folder of the tokenizer; default: the model's")] = None
     tokenizer_mode: Annotated[str, Flag("auto: the fast tokenizer; slow: the one in Python")] = "auto"
+    tokenizer_worker_num: Annotated[int, Flag("Processes that answer HTTP requests and tokenize", low=1)] = 1
+    detokenizer_worker_num: Annotated[int, Flag("Processes that turn token ids into text", low=1)] = 1
     skip_tokenizer_init: Annotated[bool, Flag("Token ids in, token ids out, no text")] = False
     host: Annotated[str, Flag("Address to listen on")] = "127.0.0.1"
     port: Annotated[int, Flag("Port to listen on; 0: a free one", low=0, high=65535)] = 30000
@@ -109,7 +113,7 @@ class ServerArgs:
     # Prefill/decode disaggregation
     disaggregation_mode: Annotated[str, Flag("Whole server, prefill only or decode only", PD_MODES)] = "null"
     disaggregation_transfer_backend: Annotated[str, Flag("How KV pages travel", PD_BACKENDS)] = "mooncake"
-    disaggregation_bootstrap_port: Annotated[int, Flag("Port where prefill and decode meet", low=1, high=65535)] = 8998
+    disaggregation_bootstrap_port: Annotated[int, Flag("Where both halves meet; 0: any", low=0, high=65535)] = 8998
     disaggregation_ib_device: Annotated[str | None, Flag("RDMA cards for KV pages: one, a list, or JSON")] = None
     disaggregation_enable_kv_checksum: Annotated[bool, Flag("Check KV pages that have travelled")] = True
     disaggregation_decode_extra_slots: Annotated[int | None, Flag("Requests that wait with pages", low=0)] = None
@@ -142,6 +146,7 @@ class ServerArgs:
     bucket_inter_token_latency: Annotated[tuple[float, ...] | None, Flag("Buckets in seconds, between tokens")] = None
     bucket_e2e_request_latency: Annotated[tuple[float, ...] | None, Flag("Buckets in seconds, whole request")] = None
     decode_log_interval: Annotated[int, Flag("Steps between two Decode batch lines", low=1)] = 40
+    kv_events_config: Annotated[str | None, Flag("JSON: where to publish what the prefix tree gains and loses")] = None
     enable_request_time_stats_logging: Annotated[bool, Flag("Log the times of every request")] = False
 
     # MoonLang's own
@@ -149,11 +154,27 @@ class ServerArgs:
     in_process: Annotated[bool, Flag("Run all roles as threads of one process, for debugging")] = False
     request_timeout_s: Annotated[float | None, Flag("Longest life of a request, then 504", low=0.001)] = None
 
+    # Mixtures of experts over several ranks
+    ep_size: Annotated[
+        int, Flag("Ranks that share the experts, each whole; they are the ranks of --tp-size", low=1)
+    ] = 1
+    moe_a2a_backend: Annotated[
+        str, Flag("How tokens travel to their experts; none: all ranks have them", A2A_BACKENDS)
+    ] = "none"
+    mooncake_ib_device: Annotated[str | None, Flag("RDMA cards for tokens of other hosts: one, a list, or JSON")] = None
+    deepep_dispatcher_output_dtype: Annotated[
+        str, Flag("Form in which tokens travel to their experts; int8: half the bytes, other bits", ("auto", "int8"))
+    ] = "auto"
+    moe_dense_tp_size: Annotated[int | None, Flag("1: each rank has the dense layers whole", low=1, high=1)] = None
+    elastic_ep_backend: Annotated[
+        str | None, Flag("mooncake: a lost rank does not end the server", ("none", "mooncake"))
+    ] = None
+    enable_two_batch_overlap: Annotated[bool, Flag("Half of the tokens travel while others are computed")] = False
+
     # Of later versions: accepted without effect or refused, as their rows in the flag table say
     enable_mixed_chunk: Annotated[bool, Flag("Prefill and decode share a step")] = False
     retraction_policy: Annotated[str, Flag("Who gives way when KV is full", ("length", "priority"))] = "length"
     constrained_json_whitespace_pattern: Annotated[str | None, Flag("Whitespace of JSON output")] = None
-    tokenizer_worker_num: Annotated[int, Flag("Tokenizer processes", low=1)] = 1
     file_storage_path: Annotated[str | None, Flag("Folder for uploaded files")] = None
     warmups: Annotated[str | None, Flag("Named warm-ups")] = None
     tool_call_parser: Annotated[str | None, Flag("Parser of tool calls")] = None
@@ -162,27 +183,25 @@ class ServerArgs:
     # - several devices
     tp_size: Annotated[int, Flag("Tensor parallel size", low=1)] = 1
     dist_timeout: Annotated[int | None, Flag("Seconds that a rank which lives is waited for (300)", low=1)] = None
-    pp_size: Annotated[int, Flag("Pipeline parallel size", low=1)] = 1
-    dp_size: Annotated[int, Flag("Data parallel size", low=1)] = 1
-    ep_size: Annotated[int, Flag("Expert parallel size", low=1)] = 1
-    attn_dp_size: Annotated[int, Flag("Data parallel size of attention", low=1)] = 1
-    enable_dp_attention: Annotated[bool, Flag("Data parallel attention over --dp-size")] = False
-    load_balance_method: Annotated[str, Flag("How requests are spread over replicas")] = "auto"
+    pp_size: Annotated[int, Flag("Stages of a pipeline, each with some of the layers", low=1)] = 1
+    pp_max_micro_batch_size: Annotated[int | None, Flag("Requests in one step of a pipeline", low=1)] = None
+    pp_async_batch_depth: Annotated[int, Flag("Steps in flight beyond one per stage", low=0, high=8)] = 0
+    dp_size: Annotated[int, Flag("Copies of the model behind one address", low=1)] = 1
+    attn_dp_size: Annotated[int, Flag("The same as --dp-size with --enable-dp-attention", low=1)] = 1
+    enable_dp_attention: Annotated[bool, Flag("Copies of --dp-size share the experts of --tp-size")] = False
+    load_balance_method: Annotated[str, Flag("Which copy serves a request", LOAD_BALANCE_METHODS)] = "auto"
     nnodes: Annotated[int, Flag("Number of nodes", low=1)] = 1
     node_rank: Annotated[int, Flag("Rank of this node", low=0)] = 0
     dist_init_addr: Annotated[str | None, Flag("host:port where the nodes meet")] = None
     base_gpu_id: Annotated[int, Flag("First GPU", low=0)] = 0
     gpu_id_step: Annotated[int, Flag("Step from one GPU to the next", low=1)] = 1
     # - mixture of experts
-    moe_a2a_backend: Annotated[str, Flag("How tokens travel to their experts")] = "none"
     moe_runner_backend: Annotated[str, Flag("Kernels of the experts")] = "auto"
-    mooncake_ib_device: Annotated[str | None, Flag("Network cards of the Mooncake expert exchange")] = None
     ep_num_redundant_experts: Annotated[int, Flag("Spare copies of experts", low=0)] = 0
     ep_dispatch_algorithm: Annotated[str | None, Flag("Which copy of an expert serves a token")] = None
     enable_eplb: Annotated[bool, Flag("Balance experts while serving")] = False
     eplb_algorithm: Annotated[str, Flag("How experts are balanced")] = "auto"
     eplb_rebalance_num_iterations: Annotated[int, Flag("Steps between two rounds of balancing", low=1)] = 1000
-    elastic_ep_backend: Annotated[str | None, Flag("Collectives that survive a lost rank")] = None
     # - LoRA and speculative decoding
     enable_lora: Annotated[bool | None, Flag("LoRA adapters")] = None
     lora_paths: Annotated[tuple[str, ...] | None, Flag("Adapters at start: path, name=path or JSON")] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_UNIT, _QUANTIZED_UNIT = 2, 4  # products that the kernels take at a time
 SEGMENTS = 8  # of K, in the tree in which row-parallel sums are added: the most ranks that can share it
 
 
@@ -31,10 +32,19 @@ WHOLE = Shard()
 
 def segments(total: int, size: int = 1) -> int:
     """The segments that one of `size` ranks has of a sum over `total` products; 1 when they cannot be cut in eight."""
-    return SEGMENTS // size if total % (2 * SEGMENTS) == 0 else 1
+    return SEGMENTS // size if total % (_UNIT * SEGMENTS) == 0 else 1
 
 
-def obstacle(size: int, *, heads: int, kv_heads: int, head_dim: int, inner: int | None, experts: int | None) -> str:
+def obstacle(
+    size: int,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    inner: int | None,
+    experts: int | None,
+    quantized: bool = False,
+) -> str:
     """Why `size` ranks cannot share a model, "" when they can. inner: width of its dense feed-forward layers."""
     if size == 1:
         return ""
@@ -46,7 +56,8 @@ def obstacle(size: int, *, heads: int, kv_heads: int, head_dim: int, inner: int 
         return f"{kv_heads} KV heads can neither be dealt out evenly nor be copied evenly"
     if experts is not None and experts < size:
         return f"there are only {experts} experts"
+    multiple = SEGMENTS * (_QUANTIZED_UNIT if quantized else _UNIT)
     for total, what in ((heads * head_dim, "attention"), (inner, "feed-forward")):
-        if total is not None and total % (2 * SEGMENTS):
-            return f"the {total} columns of {what} are no multiple of {2 * SEGMENTS}"
+        if total is not None and total % multiple:
+            return f"the {total} columns of {what} are no multiple of {multiple}"
     return ""

@@ -1,7 +1,8 @@
 """The shape of KV memory: one page format for every tier and every wire.
 
 A page is one contiguous block `[layer][k|v][kv_head][token][dim]`. The pool is `[page]` of such blocks. Integers have a
-scale of their own behind each `[dim]`: float32, and the number times the scale is the key or value.
+scale of their own behind each `[dim]`: float32, and the number times the scale is the key or value. Where attention is
+over a latent (MLA) a page is `[layer][token][latent]`: one number in place of key and value, for all heads.
 """
 
 from __future__ import annotations
@@ -32,16 +33,22 @@ class KvSchema(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str  # torch name without the prefix: "bfloat16"
     itemsize: int  # bytes
     scale_bytes: int = 0  # behind each row of head_dim numbers
+    latent: bool = False  # a token's row is key and value in one; num_kv_heads is 1, and every rank has all of it
     fingerprint: str = ""
 
     @property
     def row_bytes(self) -> int:
-        """One token of one head: its keys or its values."""
+        """One token of one head: its keys or its values, or the latent."""
         return self.head_dim * self.itemsize + self.scale_bytes
 
     @property
+    def halves(self) -> int:
+        """Rows that a token has in a head: a key and a value, or the latent that is both."""
+        return 1 if self.latent else 2
+
+    @property
     def token_bytes(self) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.row_bytes
+        return self.halves * self.num_layers * self.num_kv_heads * self.row_bytes
 
     @property
     def page_bytes(self) -> int:

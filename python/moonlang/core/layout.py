@@ -1,7 +1,8 @@
 """Which bytes of a page go where when two instances split the KV heads differently. Pure arithmetic, no bytes moved.
 
 A page is `[layer][k|v][kv_head][token][dim]`. With equal shards a run of layers is one span; otherwise the heads that
-source and target rank have in common are a span for each layer and each of k and v.
+source and target rank have in common are a span for each layer and each of k and v. Latents are a head that is both
+(`KvSchema.halves`), of which every rank has a copy.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Route(msgspec.Struct, frozen=True):
 
     def spans(self, first: int, end: int) -> tuple[Span, ...]:
         """What to copy of each page for layers [first, end)."""
-        head_bytes = _head_bytes(self.source_schema)
+        head_bytes, halves = _head_bytes(self.source_schema), self.source_schema.halves
         source_heads, target_heads = self.source_schema.num_kv_heads, self.target_schema.num_kv_heads
         if self.heads == source_heads == target_heads:
-            layer_bytes = 2 * self.heads * head_bytes
+            layer_bytes = halves * self.heads * head_bytes
             return (Span(first * layer_bytes, first * layer_bytes, (end - first) * layer_bytes),)
         return tuple(
             Span(
@@ -42,12 +43,12 @@ class Route(msgspec.Struct, frozen=True):
                 (half * target_heads + self.target_head) * head_bytes,
                 self.heads * head_bytes,
             )
-            for half in range(2 * first, 2 * end)  # k and v of each layer
+            for half in range(halves * first, halves * end)  # k and v of each layer
         )
 
     def page_bytes(self, layers: int) -> int:
         """Bytes that `layers` layers of one page have on this route."""
-        return 2 * layers * self.heads * _head_bytes(self.source_schema)
+        return self.source_schema.halves * layers * self.heads * _head_bytes(self.source_schema)
 
 
 def mismatch(source: Sequence[KvRegion], target: Sequence[KvRegion]) -> str:

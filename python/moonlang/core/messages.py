@@ -3,6 +3,7 @@
 API server -> scheduler: Generate, Abort, Control.      scheduler -> detokenizer: TokenBatch.
 detokenizer -> API server: TextBatch.                   detokenizer -> scheduler: StopHit.
 scheduler -> API server: Reply.                         every role -> API server: Ready.
+API servers among themselves: Control and Reply with a FrontVerb.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 
 from moonlang.core.pairing import PeerSpec
 from moonlang.core.plan import TokenLogprob
-from moonlang.core.request import Finish, LogprobSpec
+from moonlang.core.request import Finish, Handover, LogprobSpec
 from moonlang.core.sampling import SamplingParams
 
 
@@ -23,7 +24,8 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 class Generate(_Message, frozen=True):
     """One sequence to generate. `stream`: deltas are wanted; otherwise only the final text is sent to the client.
-    peer: in a prefill or decode instance, where its other half is."""
+    peer: in a prefill or decode instance, where its other half is. dp_rank: the replica that is to serve it, or serves
+    it; None: any, or there is one."""
 
     rid: str
     input_ids: list[int]
@@ -34,6 +36,7 @@ class Generate(_Message, frozen=True):
     extra_key: str = ""
     timeout_ms: int = 0  # 0: none
     peer: PeerSpec | None = None
+    dp_rank: int | None = None
 
 
 class Abort(_Message, frozen=True):
@@ -54,14 +57,15 @@ class StopHit(_Message, frozen=True):
     rid: str
 
 
-Verb = Literal["ping", "flush_cache", "state", "loads", "store", "attach_store", "detach_store", "clear_store"]
+Verb = Literal["ping", "flush_cache", "state", "loads", "tree", "store", "attach_store", "detach_store", "clear_store"]
+FrontVerb = Literal["open", "metrics", "drain", "fail"]  # what fronts ask of each other
 
 
 class Control(_Message, frozen=True):
     """A management call, answered by one Reply with the same id."""
 
     id: int
-    verb: Verb
+    verb: Verb | FrontVerb
     args: dict[str, Any] = {}
 
 
@@ -92,7 +96,8 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
 class StreamHead(msgspec.Struct, frozen=True, array_like=True):
     """What detokenizer and API server must know of a request once. queue_ns: time spent waiting to be admitted.
     host_tokens, storage_tokens: of cached_tokens, what the lower tiers brought; tier_miss: why the store brought
-    nothing, "" when it did or there is none.
+    nothing, "" when it did or there is none. dp_rank: the replica that serves it; None when there is one.
+    handover: at a decode instance, how the prompt's pages came.
     """
 
     prompt_tokens: int
@@ -103,6 +108,8 @@ class StreamHead(msgspec.Struct, frozen=True, array_like=True):
     host_tokens: int = 0
     storage_tokens: int = 0
     tier_miss: str = ""
+    dp_rank: int | None = None
+    handover: Handover | None = None
 
 
 class TokenBatch(_Message, frozen=True):

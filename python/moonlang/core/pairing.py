@@ -132,6 +132,8 @@ class Landed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     key, digest: of the prompt and of the schema (weights, dtype, layout) that computed it. token: the first sampled
     one (NO_TOKEN when none is wanted), with its log probability when asked for. ended: it completes the grammar.
+    For the client's receipt: cached tokens, and of these what lower tiers brought; queue_ns: from both halves being
+    there to admission, compute_ns: from then to the last computed token.
     """
 
     room: int
@@ -143,6 +145,11 @@ class Landed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     ended: bool = False
     cached_tokens: int = 0
     serial: int = 0
+    host_tokens: int = 0
+    storage_tokens: int = 0
+    tier_miss: str = ""
+    queue_ns: int = 0
+    compute_ns: int = 0
 
 
 class Release(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -47,7 +47,8 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
     """One forward of the model. Decode rows come first, then prefill rows; at most one row per slot.
 
     starts are applied before the rows. Plans are executed strictly in the order of plan_id. report_layers: the executor
-    says how far it is (`Executor.progress`) whenever so many more layers have written their KV; 0: never.
+    says how far it is (`Executor.progress`) whenever so many more layers have written their KV; 0: never. era: how
+    often the memory had been lost when it was made (see `StepResult.lost`).
     """
 
     plan_id: int
@@ -55,6 +56,7 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
     starts: tuple[SlotStart, ...]
     rows: tuple[Row, ...]
     report_layers: int = 0
+    era: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -89,8 +91,13 @@ class RowResult(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
-    """Results of plan `plan_id`, one per row in the order of its rows. forward_ns: time the executor spent on it."""
+    """Results of plan `plan_id`, one per row in the order of its rows. forward_ns: time the executor spent on it.
+
+    lost: the executor has lost its memory, with all that was ever computed; neither this plan nor any other of its era
+    has been or will be carried out, and there are no rows.
+    """
 
     plan_id: int
     rows: tuple[RowResult, ...]
     forward_ns: int = 0
+    lost: bool = False

@@ -97,8 +97,9 @@ class KvTransfer(Channel[TransferOp], Protocol):
 class HostPool(Channel[HostOp], Protocol):
     """Pages in host memory that this process does not share."""
 
-    def register(self, device: KvRegion) -> int:
-        """Make the device pool known, once, before anything is submitted; returns the number of host slots."""
+    def register(self, regions: Sequence[KvRegion]) -> int:
+        """Make the device pools of all ranks known, once, before anything is submitted; returns the number of host
+        slots."""
         ...
 
     def fileno(self) -> int:
@@ -110,8 +111,8 @@ class KvStore(Channel[StoreOp], Protocol):
     """Pages in a store shared by all instances of a model. Dead, slow, full or lying: then its ops fail, and quickly
     once that is known."""
 
-    def register(self, device: KvRegion) -> None:
-        """Make the device pool known, once, before anything is submitted."""
+    def register(self, regions: Sequence[KvRegion]) -> None:
+        """Make the device pools of all ranks known, once, before anything is submitted."""
         ...
 
     def fileno(self) -> int:

@@ -34,6 +34,17 @@ class LogprobSpec(msgspec.Struct, frozen=True, array_like=True):
     ids: tuple[int, ...] = ()
 
 
+class Handover(msgspec.Struct, frozen=True, array_like=True):
+    """How a decode instance came by a prompt. pairing_ns: from arrival until pages were asked for; moving_ns: from then
+    to the last verified page, queue_ns and compute_ns of it at the prefill instance. tokens: of the pages asked for."""
+
+    pairing_ns: int
+    moving_ns: int
+    queue_ns: int
+    compute_ns: int
+    tokens: int
+
+
 class State(Enum):
     """Where a request is. There is no prefill state and decode state: a running request catches up with its tokens."""
 
@@ -82,6 +93,7 @@ class Request:
     host_tokens: int = 0  # of cached_tokens, what came from the host tier ...
     storage_tokens: int = 0  # ... and from the store
     tier_miss: str = ""  # why the store brought nothing
+    handover: Handover | None = None  # decode: how its pages came
     bound: bool = False  # prefill: a decode instance waits for its pages, so it is the last to be retracted
     finish: Finish | None = None
 

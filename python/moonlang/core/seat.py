@@ -6,11 +6,12 @@ import msgspec
 
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True):
-    """Rank `rank` of `size`.
+    """Rank `rank` of `size`, in a pipeline of `stages`: the first ranks compute the first layers.
 
     meeting: where the ranks exchange numbers: the path of a file that is theirs alone (one host), or
-    "tcp://host:port". plans: where rank 0 hands out its plans: the path of a socket, or "tcp://host:port".
-    patience_s: how long a rank that lives is waited for. local_size: ranks on this host.
+    "tcp://host:port". part: the name of these ranks, when they are some of all that meet there. plans: where rank 0
+    hands out its plans: the path of a socket, or "tcp://host:port". results: like plans, where with several stages
+    rank 0 gets results. patience_s: how long a rank that lives is waited for. local_size: ranks on this host.
     """
 
     rank: int
@@ -18,5 +19,18 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     meeting: str
     plans: str
     backend: str
+    stages: int = 1
+    part: str = ""
     patience_s: float = 300.0
     local_size: int = 1
+    results: str = ""
+
+    @property
+    def path(self) -> str:
+        """A file of these ranks alone, when they meet on one host."""
+        return f"{self.meeting}-{self.part}" if self.part else self.meeting
+
+    @property
+    def chooses(self) -> bool:
+        """Whether this rank chooses the tokens: the first of the last stage."""
+        return self.rank == self.size - self.size // self.stages

@@ -21,6 +21,7 @@ def args(**changes: object) -> ServerArgs:
         ({"enable_hierarchical_cache": False, "hicache_storage_backend": "file"}, "--enable-hierarchical-cache"),
         ({"disable_radix_cache": True}, "--disable-radix-cache"),
         ({"hicache_ratio": 0.5}, "more than 1"),
+        ({"tp_size": 2, "nnodes": 2}, "share a host"),
         ({"hicache_storage_backend_extra_config": "{"}, "JSON object"),
         ({"hicache_storage_backend_extra_config": "[1]"}, "not an object"),
         ({"hicache_storage_backend_extra_config": "@/nowhere.json"}, "/nowhere.json"),

@@ -46,6 +46,27 @@ def test_the_language_part_of_a_multimodal_config_is_lifted(tmp_path):
     assert "text_config" not in model.hf
 
 
+DEEPSEEK = {
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168,
+    "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 256,
+    "max_position_embeddings": 163840, "torch_dtype": "bfloat16",
+    "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096},
+    "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
+}  # fmt: skip
+
+
+def test_latents(tmp_path):
+    """DeepSeek-V3 as published: pages keep one row of 576 numbers per token and layer, whatever the heads."""
+    model = load(tmp_path, DEEPSEEK)
+    assert (model.latent, model.num_kv_heads, model.head_dim, model.value_dim) == (True, 1, 576, 128)
+    assert (model.num_heads, model.num_experts, model.context_length) == (128, 256, 163840)
+    dense = load(tmp_path, LLAMA)
+    assert (dense.latent, dense.value_dim, dense.num_experts) == (False, 16, None)
+    with pytest.raises(ConfigError, match="kv_lora_rank"):
+        load(tmp_path, DEEPSEEK | {"model_type": "kimi_k2", "kv_lora_rank": None})
+
+
 def test_class_defaults_of_a_sparse_config(tmp_path):
     """The text_config of google/gemma-3-4b-it, as published."""
     text = {

@@ -37,6 +37,7 @@ def test_every_automatic_value_has_a_reason():
     assert resolve(ServerArgs(), MODEL, HostFacts(cpu_kernels="avx2", cuda=True))[0].attention_backend == "torch_native"
     assert (args.served_model_name, args.tokenizer_path, args.dtype) == ("moonlang-tiny", "/m", "bfloat16")
     assert (args.context_length, args.max_prefill_tokens, args.messaging_backend) == (2048, 16384, "zmq")
+    assert resolve(ServerArgs(), MODEL, HostFacts(rings=True))[0].messaging_backend == "mooncake"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,14 @@ def test_the_cpu_kernels_keep_keys_and_values_in_narrow_types(name):
         resolve(given, MODEL, HostFacts(cuda=True, cpu_kernels="avx512"))
 
 
+def test_latents_have_no_scale_for_a_part_of_a_row():
+    latents = dataclasses.replace(MODEL, hf={"v_head_dim": 16}, num_kv_heads=1, head_dim=40, latent=True)
+    with pytest.raises(ConfigError, match="Take fp8_e4m3"):
+        resolve(ServerArgs.create(kv_cache_dtype="int8"), latents, HostFacts(cpu_kernels="avx512"))
+    args, _ = resolve(ServerArgs.create(kv_cache_dtype="fp8_e4m3"), latents, HostFacts(cpu_kernels="avx512"))
+    assert args.kv_cache_dtype == "fp8_e4m3"
+
+
 def test_the_cache_type_gets_its_full_name():
     args, reasons = resolve(ServerArgs.create(kv_cache_dtype="bf16"), MODEL)
     assert (args.kv_cache_dtype, reasons["kv_cache_dtype"]) == ("bfloat16", "the full name of what was asked for")
@@ -118,8 +127,11 @@ def test_prefill_budget_fits_the_longest_sequence():
     ("given", "says"),
     [
         ({"tp_size": 3}, "1, 2, 4 or 8"),
-        ({"tp_size": 2, "quantization": "int8"}, "quantized"),
         ({"tp_size": 2, "in_process": True}, "--in-process"),
+        ({"pp_size": 2, "in_process": True}, "--in-process"),
+        ({"pp_size": 2, "disaggregation_mode": "prefill"}, "--disaggregation-mode"),
+        ({"pp_size": 2, "enable_hierarchical_cache": True}, "--enable-hierarchical-cache"),
+        ({"pp_size": 99}, "more than the"),
         ({"tp_size": 2, "nnodes": 2}, "--dist-init-addr"),
         ({"tp_size": 2, "nnodes": 2, "dist_init_addr": "host"}, "no address"),
         ({"tp_size": 2, "nnodes": 2, "node_rank": 2, "dist_init_addr": "h:1"}, "Count from 0"),
@@ -132,7 +144,67 @@ def test_ranks_that_cannot_be(given, says):
     assert says in str(caught.value)
 
 
+EXPERTS = dataclasses.replace(MODEL, hf={"num_local_experts": 8})
+
+
+def test_experts_are_spread_over_all_ranks():
+    """Also when --ep-size says fewer: they are never cut."""
+    for given in ({"ep_size": 2}, {"ep_size": 4}, {"moe_a2a_backend": "mooncake"}):
+        args, reasons = resolve(ServerArgs(tp_size=4, **given), EXPERTS)
+        assert args.ep_size == 4
+        assert "ep_size" not in reasons or "whole" in reasons["ep_size"]
+    assert resolve(ServerArgs(tp_size=2), EXPERTS)[0].ep_size == 1
+    assert resolve(ServerArgs(tp_size=2, ep_size=2), MODEL)[0].ep_size == 2
+    with pytest.raises(ConfigError, match="--ep-size 4 does not divide --tp-size 2"):
+        resolve(ServerArgs(tp_size=2, ep_size=4), EXPERTS)
+
+
+def test_int8_travels_by_mooncake_only():
+    with pytest.raises(ConfigError, match="--deepep-dispatcher-output-dtype int8"):
+        resolve(ServerArgs(tp_size=2, deepep_dispatcher_output_dtype="int8"), EXPERTS)
+
+
+def test_an_elastic_server_is_a_plain_one():
+    plain = ServerArgs(tp_size=2, elastic_ep_backend="mooncake")
+    resolve(plain, EXPERTS)
+    for other, name in (({"disaggregation_mode": "prefill"}, "--disaggregation-mode"), ({"dp_size": 2}, "--dp-size")):
+        with pytest.raises(ConfigError, match=name):
+            resolve(dataclasses.replace(plain, **other), EXPERTS)
+
+
 def test_ranks_that_can_be():
     given = {"tp_size": 2, "nnodes": 2, "node_rank": 1, "dist_init_addr": "[::1]:5000"}
     args, _ = resolve(ServerArgs.create(**given), MODEL)
     assert (args.tp_size, args.nnodes, args.node_rank) == (2, 2, 1)
+
+
+MIXTURE = dataclasses.replace(MODEL, architectures=("MixtralForCausalLM",), hf={"num_local_experts": 4})
+
+
+@pytest.mark.parametrize(
+    "given", [{"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, {"tp_size": 2, "attn_dp_size": 2}]
+)
+def test_replicas_that_share_experts(given):
+    args, reasons = resolve(ServerArgs(**given), MIXTURE)
+    assert (args.tp_size, args.dp_size, args.enable_dp_attention, args.moe_a2a_backend) == (2, 2, True, "torch")
+    assert "travel" in reasons["moe_a2a_backend"]
+    assert resolve(args, MIXTURE)[0] == args
+    assert resolve(ServerArgs(moe_a2a_backend="mooncake", **given), MIXTURE)[0].moe_a2a_backend == "mooncake"
+
+
+@pytest.mark.parametrize(
+    ("given", "model", "why"),
+    [
+        ({"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, MODEL, "has none"),
+        ({"tp_size": 8, "attn_dp_size": 8}, MIXTURE, "cannot share the 4 experts"),
+        ({"tp_size": 4, "dp_size": 2, "enable_dp_attention": True}, MIXTURE, "not --tp-size 4 for --dp-size 2"),
+        ({"tp_size": 2, "dp_size": 2, "attn_dp_size": 4}, MIXTURE, "not --tp-size 2 for --dp-size 4"),
+        ({"dp_size": 2, "nnodes": 2, "dist_init_addr": "h:5000"}, MODEL, "does not go with --nnodes"),
+        ({"dp_size": 2, "in_process": True}, MODEL, "does not go with --in-process"),
+        ({"tokenizer_worker_num": 2, "in_process": True}, MODEL, "--tokenizer-worker-num 2 does not go with"),
+        ({"load_balance_method": "follow_bootstrap_room"}, MODEL, "needs rooms"),
+    ],
+)
+def test_replicas_that_cannot_be(given, model, why):
+    with pytest.raises(ConfigError, match=why):
+        resolve(ServerArgs(**given), model)

@@ -52,7 +52,7 @@ def test_json_flags_take_objects():
         ({"preferred_sampling_params": [1]}, "JSON object"),
         ({"json_model_override_args": "[1]"}, "JSON object"),
         ({"json_model_override_args": "{"}, "JSON object"),
-        ({"dp_size": 2}, "one device"),
+        ({"attn_cp_size": 2}, "one device"),
         ({"config": "x.yaml"}, "no argument 'config'"),
         ({"chunked_prefill_size": 0}, "-1"),
         ({"ssl_keyfile": "k"}, "--ssl-certfile"),
@@ -69,8 +69,8 @@ def test_what_is_wrong_is_named(values, says):
 
 def test_all_problems_at_once():
     with pytest.raises(ConfigError) as caught:
-        ServerArgs.create(page_size=0, dp_size=2, nonsense=1)
-    assert all(word in str(caught.value) for word in ("--page-size", "--dp-size", "nonsense"))
+        ServerArgs.create(page_size=0, attn_cp_size=2, nonsense=1)
+    assert all(word in str(caught.value) for word in ("--page-size", "--attn-cp-size", "nonsense"))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_help_lists_supported_flags_only(capsys):
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert "--page-size" in text
-    assert "--dp-size" not in text
+    assert "--attn-cp-size" not in text
 
 
 def test_a_flag_without_effect_warns_once(monkeypatch):
@@ -130,7 +130,7 @@ def test_yaml_file_under_the_command_line(tmp_path):
         ("- a\n- b", "no mapping"),
         ("a: [", "not YAML"),
         ("page-size: many", "not an integer"),
-        ("dp-size: 4", "one device"),
+        ("attn-cp-size: 4", "one device"),
         ("config: other.yaml", "another file"),
     ],
 )

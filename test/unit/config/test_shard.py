@@ -47,3 +47,8 @@ def test_segments() -> None:
 def test_what_cannot_be_shared(size: int, changes: dict[str, int], why: str) -> None:
     assert not obstacle(size + 1 if size == 3 else size, **FITTING)
     assert why in obstacle(size, **(FITTING | changes))
+
+
+def test_quantized_columns_are_multiplied_by_fours() -> None:
+    assert not obstacle(2, **(FITTING | {"inner": 112}))
+    assert "32" in obstacle(2, **(FITTING | {"inner": 112}), quantized=True)

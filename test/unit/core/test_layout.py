@@ -20,7 +20,7 @@ PAGES = 5
 
 @dataclass
 class Instance:
-    """Pools of one instance, one per rank: [P, L, 2, K, p, D] of two bytes each."""
+    """Pools of one instance, one per rank: [P, L, 2 (latents: 1), K, p, D] of two bytes each."""
 
     regions: tuple[KvRegion, ...]
     pools: list[NDArray[np.uint16]]
@@ -30,16 +30,16 @@ class Instance:
         return self.pools[rank].view(np.uint8).reshape(PAGES, -1)
 
 
-def instance(ranks: int, heads: int = 8, content: NDArray[np.uint16] | None = None) -> Instance:
+def instance(ranks: int, heads: int = 8, content: NDArray[np.uint16] | None = None, latent: bool = False) -> Instance:
     """`ranks` ranks; more than `heads` of them hold copies. content: [P, L, 2, heads, p, D] of the whole model."""
     own = max(1, heads // ranks)
     copies = max(1, ranks // heads)
-    schema = msgspec.structs.replace(SCHEMA, num_kv_heads=own)
+    schema = msgspec.structs.replace(SCHEMA, num_kv_heads=own, latent=latent)
     regions, pools = [], []
     for rank in range(ranks):
         first = rank // copies * own
         regions.append(KvRegion(address=0, stride=schema.page_bytes, num_pages=PAGES, schema=schema, first_head=first))
-        shape = (PAGES, schema.num_layers, 2, own, schema.page_size, schema.head_dim)
+        shape = (PAGES, schema.num_layers, schema.halves, own, schema.page_size, schema.head_dim)
         part = np.zeros(shape, np.uint16) if content is None else content[:, :, :, first : first + own].copy()
         pools.append(part)
     return Instance(tuple(regions), pools)
@@ -93,6 +93,16 @@ def test_ranks_that_hold_copies_of_a_head(ranks: tuple[int, int]) -> None:
         assert np.array_equal(target.pools[rank], expected)
 
 
+@pytest.mark.parametrize("ranks", [(1, 1), (1, 2), (2, 1), (2, 4), (4, 2)])
+def test_every_rank_gets_all_of_a_latent(ranks: tuple[int, int]) -> None:
+    content = random_content(heads=1)[:, :, :1]
+    source, target = instance(ranks[0], 1, content, latent=True), instance(ranks[1], 1, latent=True)
+    assert target.regions[0].schema.page_bytes == 3 * 2 * 4 * 2  # layers, tokens, numbers, bytes
+    spans = push(source, target, {page: page for page in range(PAGES)}, [(0, 2), (2, 3)])
+    assert spans == 2 * ranks[1]  # nothing is cut
+    assert all(np.array_equal(pool, content) for pool in target.pools)
+
+
 def test_copies_share_the_work() -> None:
     routes = layout.routes(instance(8, heads=2).regions, instance(8, heads=2).regions)
     assert [route.source for route in routes] == list(range(8))
@@ -103,7 +113,8 @@ def test_equal_shards_need_one_span_per_group_of_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("fingerprint", "b"), ("page_size", 4), ("dtype", "float16"), ("num_layers", 4)]
+    ("field", "value"),
+    [("fingerprint", "b"), ("page_size", 4), ("dtype", "float16"), ("num_layers", 4), ("latent", True)],
 )
 def test_instances_that_cannot_exchange_pages(field: str, value: object) -> None:
     mine, theirs = instance(2).regions, instance(4).regions

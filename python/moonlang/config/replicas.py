@@ -1,0 +1,67 @@
+"""Copies of a model, and ranks that share nothing but its experts, in the arguments. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moonlang.base.errors import ConfigError
+from moonlang.config.model_config import ModelConfig
+from moonlang.config.server_args import ServerArgs
+
+Choice = tuple[str, Any, str]
+
+
+def choices(args: ServerArgs) -> list[Choice]:
+    """What --enable-dp-attention and --attn-dp-size, its newer spelling, make of the other flags."""
+    found: list[Choice] = []
+    if args.attn_dp_size > 1 and not args.enable_dp_attention:
+        found.append(("enable_dp_attention", True, "--attn-dp-size asks for it"))
+    if args.attn_dp_size > 1 and args.dp_size == 1:
+        found.append(("dp_size", args.attn_dp_size, "--attn-dp-size asks for it"))
+    if args.moe_a2a_backend == "none" and max(args.attn_dp_size, args.dp_size * args.enable_dp_attention) > 1:
+        found.append(("moe_a2a_backend", "torch", "tokens have to travel; mooncake is faster where it is installed"))
+    return found
+
+
+def check(args: ServerArgs, model: ModelConfig) -> None:
+    """args: with those choices. ConfigError when they contradict each other or the model."""
+    if args.load_balance_method == "follow_bootstrap_room" and args.disaggregation_mode == "null":
+        raise ConfigError(
+            "--load-balance-method follow_bootstrap_room needs rooms, which this server does not have.",
+            hint="Leave it out; it belongs to servers with --disaggregation-mode.",
+        )
+    if args.dp_size == 1:
+        return
+    wrong = ""
+    if args.nnodes > 1:
+        wrong, hint = "--nnodes", "Start one server per node, with a router in front."
+    elif args.in_process:
+        wrong, hint = "--in-process", "Leave one of them out: every replica is a process."
+    if wrong:
+        raise ConfigError(f"--dp-size {args.dp_size} does not go with {wrong} in this version.", hint=hint)
+    if args.enable_dp_attention:
+        _check_attention(args, model)
+
+
+def _check_attention(args: ServerArgs, model: ModelConfig) -> None:
+    names, experts = ", ".join(model.architectures), model.num_experts
+    if experts is None:
+        raise ConfigError(
+            f"--enable-dp-attention spreads experts, and {names} has none.", hint="Leave it out: --dp-size works alone."
+        )
+    if experts < args.dp_size:
+        raise ConfigError(
+            f"--dp-size {args.dp_size} cannot share the {experts} experts of {names}.",
+            hint="Choose a smaller --dp-size.",
+        )
+    if args.elastic_ep_backend is not None:
+        raise ConfigError(
+            "--enable-dp-attention does not go with --elastic-ep-backend in this version.",
+            hint="Leave one of them out.",
+        )
+    if args.attn_dp_size not in (1, args.dp_size) or args.tp_size != args.dp_size:
+        raise ConfigError(
+            f"--enable-dp-attention takes one rank per replica in this version, not --tp-size {args.tp_size} for "
+            f"--dp-size {max(args.dp_size, args.attn_dp_size)}.",
+            hint="Give --tp-size and --dp-size the same number.",
+        )
