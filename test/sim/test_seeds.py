@@ -31,6 +31,8 @@ def holds(seed: int, **settings: Any) -> None:
     [
         {"depth": 1},
         {"depth": 3, "chunk_tokens": 3},
+        {"depth": 2, "lanes": 2, "chunk_tokens": 7},
+        {"depth": 4, "lanes": 3, "lane_rows": 2},
         {"radix": False},
         {"max_running": 1},
         {"max_running": 16, "chunk_tokens": None, "max_prefill_tokens": 8},

@@ -37,7 +37,7 @@ def instances(site: Address) -> list[Instance]:
     try:
         if status == http.client.OK:
             return msgspec.json.decode(body, type=_Answer).instances
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # some other server
     raise _stranger(site, status)
 

@@ -115,7 +115,7 @@ class Unpacker:
                 break
             try:
                 frames.append(_decoder.decode(bytes(self._bytes[at + _LENGTH.size : end])))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise PeerError(f"A frame of {size} bytes is not a message: {error}.") from None
             at = end
         del self._bytes[:at]

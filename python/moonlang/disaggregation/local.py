@@ -80,4 +80,9 @@ def open_transfer(options: TransferOptions) -> TransferChannel:
     return TransferChannel(LocalMover(options), options)
 
 
+def _why_not() -> str:
+    return "" if host_key() else "this system lets no process write into the memory of another"
+
+
 BACKEND = open_transfer
+PROBE = _why_not

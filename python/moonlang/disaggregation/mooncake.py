@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from moonlang.mooncake.kv_transfer import open_transfer
+from moonlang.mooncake.kv_transfer import how_to_get, open_transfer
 
 BACKEND = open_transfer
+PROBE = how_to_get

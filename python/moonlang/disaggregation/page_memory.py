@@ -8,11 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moonlang.base.checksum import Checksum
+from moonlang.base import checksum as sums
 from moonlang.core.kv import KvRegion
 from moonlang.core.pairing import Push, Span
-
-SUMS = "xxh3"  # how checksums are computed; both sides must do it alike
 
 Words = NDArray[np.uint64]
 
@@ -48,12 +46,8 @@ def cut(found: Runs, most: int) -> Runs:
 
 def checksum(region: KvRegion, pages: Sequence[int], spans: Sequence[Span]) -> int:
     """Of what has landed: the target side of `spans` of `pages`, pages in order and within a page its spans."""
-    found = Checksum()
-    for page in pages:
-        start = region.address + page * region.stride
-        for span in spans:
-            found.add_memory(start + span.target, span.size)
-    return found.value()
+    starts = (region.address + page * region.stride for page in pages)
+    return sums.of_memory((start + span.target, span.size) for start in starts for span in spans)
 
 
 def _starts(region: KvRegion, pages: Sequence[int]) -> Words:

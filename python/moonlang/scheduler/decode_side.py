@@ -40,7 +40,7 @@ from moonlang.core.pairing import (
     Want,
 )
 from moonlang.core.plan import Row, RowResult
-from moonlang.core.request import Finish, Request, State
+from moonlang.core.request import Finish, Handover, Request, State
 from moonlang.core.ticket import Completion, Outcome
 from moonlang.scheduler.pair_side import Accept, Alarm, End, Mail, peer_of, room_in_use
 from moonlang.scheduler.partings import Parting, Partings
@@ -305,6 +305,15 @@ class DecodeSide:
         request.state = State.LANDED
         request.admitted_ns = self._now_ns
         request.cached_tokens = landed.cached_tokens
+        request.host_tokens, request.storage_tokens = landed.host_tokens, landed.storage_tokens
+        request.tier_miss = landed.tier_miss
+        request.handover = Handover(
+            pairing_ns=room.wanted_ns - room.entered_ns,
+            moving_ns=self._now_ns - room.wanted_ns,
+            queue_ns=landed.queue_ns,
+            compute_ns=landed.compute_ns,
+            tokens=len(want.pages) * roster.config.page_size,
+        )
         roster.totals.prompt_tokens += request.prompt_len
         roster.totals.cached_tokens += want.first_page * roster.config.page_size
         if request.logprob is not None:  # those of the prompt are told by prefill

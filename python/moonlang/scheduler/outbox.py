@@ -53,4 +53,6 @@ class Outbox:
             request.host_tokens,
             request.storage_tokens,
             request.tier_miss,
+            self.message.dp_rank,
+            request.handover,
         )

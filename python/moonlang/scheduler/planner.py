@@ -8,6 +8,9 @@ laid into a plan can be retracted by the same plan.
 With depth 2 a plan is made before the tokens of the one in flight are known: `pending` counts those samples, and a
 request that turns out to have ended leaves a void row behind, recognised by its epoch; pages such a row may write to
 are retired to that plan (see `mem_cache.pool`).
+
+With lanes, one for each stage of a pipeline, the plans in flight are of different requests, apart from the chunks of a
+prompt: every stage has one to work at.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ class Planner:
         if not rows:
             return self._unblock(now_ns)
         report_layers = self._lay(self._next_plan, rows)
-        plan = StepPlan(self._next_plan, now_ns, tuple(starts), tuple(rows), report_layers)
+        plan = StepPlan(self._next_plan, now_ns, tuple(starts), tuple(rows), report_layers, roster.era)
         self._next_plan += 1
         roster.totals.plans += 1
         roster.in_flight.append(plan)
@@ -85,11 +88,27 @@ class Planner:
 
     def _decode_rows(self) -> list[Row]:
         """A row for each request that lacks exactly the position of the token its slot has sampled last."""
+        if self._config.lanes > 1:
+            return self._lane_rows()
         grow = self._memory.grow
         return [
             self._row(request, request.scheduled + 1, ())
             for request in self._roster.running.values()
             if _wants_decode(request) and grow(lease_of(request), request.scheduled + 1)
+        ]
+
+    def _lane_rows(self) -> list[Row]:
+        """An even share of the decode rows, of requests that no plan in flight samples a token of: the first stage of a
+        pipeline would have to wait for it. Who has waited longest comes first; the rows bring their tokens."""
+        wanting = [request for request in self._roster.running.values() if _wants_decode(request)]
+        ready = sorted((request for request in wanting if not request.pending), key=lambda request: request.last_plan)
+        most = -(-len(wanting) // self._config.lanes)
+        if self._config.lane_rows is not None:
+            most = min(most, self._config.lane_rows)
+        return [
+            self._row(request, request.scheduled + 1, (request.tokens[-1],))
+            for request in ready[:most]
+            if self._memory.grow(lease_of(request), request.scheduled + 1)
         ]
 
     def _budget(self, decode_rows: int) -> int:
@@ -126,7 +145,7 @@ class Planner:
 
     def _admissions(self, starts: list[SlotStart], rows: list[Row], budget: int, now_ns: int) -> int:
         """Admit waiting requests and lay their first rows; returns the cached tokens they found."""
-        roster, cached, most = self._roster, 0, self._config.prefill_max_requests
+        roster, cached, most = self._roster, 0, self._most_admissions(len(rows))
         if not roster.waiting or budget <= 0 or not roster.slots:
             return cached
         admitted = 0
@@ -158,6 +177,13 @@ class Planner:
         if admitted:
             roster.waiting[:] = [request for request in roster.waiting if request.state is State.WAITING]
         return cached
+
+    def _most_admissions(self, rows: int) -> int | None:
+        """Requests that may join a plan of `rows` rows; None: any number."""
+        bounds = [self._config.prefill_max_requests]
+        if self._config.lane_rows is not None:
+            bounds.append(max(0, self._config.lane_rows - rows))
+        return min((bound for bound in bounds if bound is not None), default=None)
 
     def _may_start(self, request: Request, lease: Lease, end: int, *, alone: bool) -> bool:
         """Whether there is room for `request`; if so its lease covers positions up to `end` afterwards.

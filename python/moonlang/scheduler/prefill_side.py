@@ -186,6 +186,11 @@ class PrefillSide:
             ended=outcome.ended,
             cached_tokens=request.cached_tokens,
             serial=room.serial,
+            host_tokens=request.host_tokens,
+            storage_tokens=request.storage_tokens,
+            tier_miss=request.tier_miss,
+            queue_ns=request.admitted_ns - room.matched_ns,
+            compute_ns=room.computed_ns - request.admitted_ns,
         )
         self._moved += 1
         self._moving_ns += self._now_ns - room.computed_ns
@@ -244,6 +249,7 @@ class PrefillSide:
         self._send(room, Noted(room.number, room.serial))
         self._paired += 1
         self._pairing_ns += self._now_ns - room.entered_ns
+        room.matched_ns = self._now_ns
         request.state, request.bound = State.WAITING, True
         self._roster.waiting.append(request)
         return []

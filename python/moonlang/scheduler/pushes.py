@@ -39,6 +39,7 @@ class Room:
     count: int = 0
     lease: Lease | None = None
     outcome: RowResult | None = None
+    matched_ns: int = 0
     computed_ns: int = 0
     final: Landed | Refuse | None = None
     released: bool = False

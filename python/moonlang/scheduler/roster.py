@@ -35,6 +35,7 @@ class Roster:
         self.prefilling: dict[tuple[int, tuple[int, ...]], str] = {}  # a run of tokens being computed -> rid
         self.ratio = NewTokenRatio(config.conservativeness)
         self.totals = Totals()
+        self.era = 0  # see StepPlan
         self._next_epoch = 0
 
     @property
@@ -142,11 +143,23 @@ class Roster:
             self.unlease(request)
         else:
             self.leave(request)
+        self._queue_again(request)
+        self.ratio.tighten(self.running.values())
+
+    def lose_memory(self) -> None:
+        """What was computed is gone: queue again whoever runs, with its output, and forget all prefixes."""
+        self.era += 1
+        for request in list(self.running.values()):
+            self.leave(request, keep=False)
+            self._queue_again(request)
+        self.memory.cache.evict(self.config.num_pages)
+
+    def _queue_again(self, request: Request) -> None:
+        """With its output, which is computed again as a part of the prompt."""
         request.state = State.WAITING
         request.retractions += 1
         self.totals.retractions += 1
         self.waiting.append(request)
-        self.ratio.tighten(self.running.values())
 
     def unlease(self, request: Request) -> None:
         """Take the lease of a request that has arrived but has no slot yet; nobody writes to its pages."""

@@ -13,6 +13,8 @@ from moonlang.core.messages import Generate, TokenDelta
 from moonlang.core.plan import Row, RowResult, StepPlan, StepResult
 from moonlang.core.request import Finish, Request, State
 from moonlang.core.sampling import GrammarSpec
+from moonlang.mem_cache.none import NoCache
+from moonlang.mem_cache.radix import RadixCache
 from moonlang.mem_cache.tier_settings import TierStats
 from moonlang.mem_cache.tiers import Tiers
 from moonlang.scheduler.decode_side import DecodeSide
@@ -48,6 +50,11 @@ class Scheduler:
     def tiers(self) -> Tiers | None:
         """What is below the device pool, if anything: the driver carries out its `ops`."""
         return self._roster.tiers
+
+    @property
+    def cache(self) -> RadixCache | NoCache:
+        """What is known of prompts, for operators to look at."""
+        return self._roster.memory.cache
 
     def _is_held_outside(self) -> bool:
         return self.peers.holds_memory or self._roster.is_moving
@@ -188,6 +195,11 @@ class Scheduler:
         plan = roster.in_flight.popleft()
         if plan.plan_id != result.plan_id:
             raise BugError(f"The result of plan {result.plan_id} came while that of plan {plan.plan_id} was due.")
+        if result.lost:
+            if plan.era == roster.era:  # the first that is heard of it
+                roster.lose_memory()
+            roster.memory.pool.complete(plan.plan_id)
+            return []
         deltas: list[TokenDelta] = []
         for row, outcome in zip(plan.rows, result.rows, strict=True):
             request = roster.running.get(row.slot)

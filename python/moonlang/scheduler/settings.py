@@ -51,6 +51,8 @@ class SchedulerConfig:
     eviction: str = "lru"
     radix: bool = True
     depth: int = 2  # plans in flight: 2 is overlap scheduling
+    lanes: int = 1  # > 1: stages of a pipeline; plans in flight then never wait for each other's tokens
+    lane_rows: int | None = None  # requests in one plan, with lanes
     eos_token_ids: tuple[int, ...] = ()
     conservativeness: float = 1.0
     priority: bool = False  # requests carry priorities, higher first

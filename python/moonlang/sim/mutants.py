@@ -256,8 +256,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="unlocked head",
         what="the upper half of a split node loses its locks",
         module=_RADIX,
-        old="head.locks, head.hits, head.used = node.locks, node.hits, node.used",
-        new="head.locks, head.hits, head.used = 0, node.hits, node.used",
+        old="head.weight = node.locks, node.hits, node.used, node.weight",
+        new="head.weight = 0, node.hits, node.used, node.weight",
     ),
     Mutant(
         name="newest first",
@@ -315,7 +315,7 @@ MUTANTS: tuple[Mutant, ...] = (
         name="lost at retraction",
         what="a retracted request is not queued again",
         module=_ROSTER,
-        old="        self.waiting.append(request)\n        self.ratio.tighten(self.running.values())",
+        old="        self._queue_again(request)\n        self.ratio.tighten(self.running.values())",
         new="        self.ratio.tighten(self.running.values())",
     ),
     Mutant(

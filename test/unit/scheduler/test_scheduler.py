@@ -465,3 +465,74 @@ def test_without_a_prefix_cache_everything_is_computed_and_given_back() -> None:
         bench.commit()
         bench.run()
     assert bench.scheduler.stats().free_tokens == bench.scheduler.stats().max_total_tokens
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_memory_that_is_lost(depth: int) -> None:
+    """Whoever runs is computed again with its output, from the first token; plans made before are void."""
+    bench = Bench(depth=depth, num_pages=17)
+    bench.add("a", list(range(10, 22)), max_new_tokens=8)
+    bench.add("b", list(range(30, 37)), max_new_tokens=8)
+    for _ in range(3):
+        bench.must_plan()
+        bench.commit()
+    while bench.plan() is not None:
+        pass
+    assert len(bench.in_flight) == depth
+    for _ in range(depth):
+        plan = bench.in_flight.popleft()
+        assert plan.era == 0
+        assert not bench.scheduler.commit(StepResult(plan.plan_id, (), lost=True), bench.now_ns)
+        bench.scheduler.check()
+    plan = bench.must_plan()
+    assert plan.era == 1
+    assert [(start.prompt_len, len(start.tokens)) for start in plan.starts] == [(12, 15), (7, 10)]
+    assert [row.start for row in plan.rows] == [0, 0]
+    bench.commit()
+    bench.run()
+    for rid in "ab":
+        assert [token for delta in bench.heard[rid] for token in delta.tokens] == [7] * 8
+    assert bench.scheduler.idle
+    assert bench.scheduler.stats().total_retractions == 2
+
+
+def test_lanes_share_the_decode_rows_and_never_wait_for_each_other() -> None:
+    """Stages of a pipeline: each plan in flight is of other requests, and brings the tokens it needs."""
+    bench = Bench(depth=2, lanes=2)
+    for rid in "abcde":
+        bench.add(rid, prompt(ord(rid), 5), max_new_tokens=20)
+    bench.must_plan()
+    assert bench.plan() is None, "all tokens to come are still to be sampled"
+    bench.commit(token=3)
+    seen: list[list[int]] = []
+    for _ in range(5):
+        while (plan := bench.plan()) is not None:
+            assert all(row.tokens == (3,) for row in plan.rows)
+            seen.append([row.slot for row in plan.rows])
+        assert len(bench.in_flight) == 2
+        assert not set(seen[-1]) & set(seen[-2])
+        bench.commit(token=3)
+    assert {len(rows) for rows in seen} == {2, 3}
+    counts = [sum(slot in rows for rows in seen) for slot in set().union(*seen)]
+    assert len(counts) == 5
+    assert max(counts) - min(counts) <= 1
+
+
+def test_the_chunks_of_a_prompt_follow_each_other_through_the_lanes() -> None:
+    bench = Bench(depth=3, lanes=3, chunk_tokens=8)
+    bench.add("a", prompt(0, 20), max_new_tokens=2)
+    assert [bench.must_plan().rows[0].start for _ in range(3)] == [0, 8, 16]
+    bench.run()
+    assert bench.end("a") == ("length", 0)
+
+
+def test_rows_of_a_lane_are_bounded() -> None:
+    bench = Bench(depth=2, lanes=2, lane_rows=2)
+    for rid in "abcdefg":
+        bench.add(rid, prompt(ord(rid), 5), max_new_tokens=3)
+    for _ in range(20):
+        while (plan := bench.plan()) is not None:
+            assert len(plan.rows) <= 2
+        if bench.in_flight:
+            bench.commit()
+    assert bench.scheduler.idle

@@ -44,7 +44,8 @@ class _UnderWay:
 
 
 class SimChannels:
-    """One worker each for host and store, as the real channels have: an op begins when the one before has ended."""
+    """One worker for the host and two for the store, up and down, as the real channels have: an op begins when the one
+    before has ended."""
 
     def __init__(
         self,
@@ -63,16 +64,22 @@ class SimChannels:
         self._weather = weather
         self._rng = rng
         self._host_ops: list[_UnderWay] = []
-        self._store_ops: list[_UnderWay] = []
+        self._up_ops: list[_UnderWay] = []
+        self._down_ops: list[_UnderWay] = []
 
     @property
     def next_ns(self) -> int | None:
-        return min((ops[0].end_ns for ops in (self._host_ops, self._store_ops) if ops), default=None)
+        return min((ops[0].end_ns for ops in self._queues if ops), default=None)
+
+    @property
+    def _queues(self) -> tuple[list[_UnderWay], ...]:
+        return self._host_ops, self._up_ops, self._down_ops
 
     def submit(self, number: int, op: HostOp | StoreOp, now_ns: int) -> None:
         weather, rng = self._weather, self._rng
         is_host = isinstance(op, Demote | Promote)
-        queue, usual_ns = (self._host_ops, weather.host_ns) if is_host else (self._store_ops, weather.store_ns)
+        usual_ns = weather.host_ns if is_host else weather.store_ns
+        queue = self._host_ops if is_host else self._up_ops if isinstance(op, Probe | Load) else self._down_ops
         taken_ns = int(usual_ns * (1 + weather.jitter * rng.random()))
         fails = not is_host and rng.random() < weather.fail
         if not is_host and rng.random() < weather.hang:
@@ -85,7 +92,7 @@ class SimChannels:
 
     def deliver(self, tiers: Tiers, now_ns: int) -> None:
         """End what has had its time."""
-        for queue in (self._host_ops, self._store_ops):
+        for queue in self._queues:
             while queue and queue[0].end_ns <= now_ns:
                 done = queue.pop(0)
                 ticket = Ticket(done.number, _KIND)
