@@ -1,26 +1,37 @@
 """The line on which rank 0 hands its plans to the other ranks: one stream socket each, frames with their length first.
 
+In a pipeline the last stage hands its results to rank 0 in the same way.
+
 Not an Endpoint: the thread that runs the model sends, and the order of plans is all that matters.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 import select
 import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
 
+from moonlang.base import log
 from moonlang.base.clock import NS_PER_S, monotonic_ns, sleep_s
 from moonlang.base.errors import ConfigError, PeerError
 
 MAX_BYTES = 256 << 20
-_JOIN_S = 120.0  # the processes of a busy machine start slowly
-_SEND_S = 60.0  # a rank that lives reads between two steps
+JOIN_S = 120.0  # the processes of a busy machine start slowly
+SEND_S = 60.0  # a rank that lives reads between two steps
+_GREETING_S = 2.0
 _RETRY_S = 0.02
+_NONCE_BYTES = 32
+_MAC_BYTES = hashlib.sha256().digest_size
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 18
 _TCP = "tcp://"
+
+_log = log.get(__name__)
 
 
 def _socket(address: str) -> tuple[socket.socket, str | tuple[str, int]]:
@@ -35,32 +46,107 @@ def _socket(address: str) -> tuple[socket.socket, str | tuple[str, int]]:
     return made, (host.strip("[]"), int(port))
 
 
-class PlanSender:
-    """Rank 0's end."""
+def accept(address: str, receivers: int, join_s: float, token: str) -> list[socket.socket]:
+    """Connections of all receivers, in the order they came. PeerError when they do not within `join_s`."""
+    listener, where = _socket(address)
+    peers: list[socket.socket] = []
+    with listener:
+        if isinstance(where, tuple):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(receivers)
+        deadline_ns = monotonic_ns() + int(join_s * NS_PER_S)
+        while len(peers) < receivers:
+            listener.settimeout(max(0.001, (deadline_ns - monotonic_ns()) / NS_PER_S))
+            try:
+                peer, _ = listener.accept()
+            except TimeoutError:
+                for peer in peers:
+                    peer.close()
+                raise PeerError(
+                    f"{receivers - len(peers)} of {receivers} ranks have not come within {join_s:g} s."
+                ) from None
+            if _knows_token(peer, token):
+                peers.append(peer)
+            else:
+                _log.error("Somebody who does not know the cluster's token wants plans at %s, and gets none.", address)
+                peer.close()
+    if isinstance(where, str):
+        Path(where).unlink(missing_ok=True)
+    return peers
 
-    def __init__(self, address: str, receivers: int, join_s: float = _JOIN_S) -> None:
-        """Waits until all receivers have connected; PeerError when they do not within `join_s`."""
-        listener, where = _socket(address)
-        with listener:
-            if isinstance(where, tuple):
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(where)
-            listener.listen(receivers)
-            deadline_ns = monotonic_ns() + int(join_s * NS_PER_S)
-            self._peers: list[socket.socket] = []
-            while len(self._peers) < receivers:
-                listener.settimeout(max(0.001, (deadline_ns - monotonic_ns()) / NS_PER_S))
-                try:
-                    peer, _ = listener.accept()
-                except TimeoutError:
-                    self.close()
-                    raise PeerError(
-                        f"{receivers - len(self._peers)} of {receivers} ranks have not come within {join_s:g} s."
-                    ) from None
-                peer.settimeout(_SEND_S)
-                self._peers.append(peer)
-        if isinstance(where, str):
-            Path(where).unlink(missing_ok=True)
+
+def connect(address: str, join_s: float, token: str) -> socket.socket:
+    """To rank 0, as soon as it listens. PeerError when it does not within `join_s`, or does not know the token."""
+    deadline_ns = monotonic_ns() + int(join_s * NS_PER_S)
+    while True:
+        peer, where = _socket(address)
+        try:
+            peer.connect(where)
+            break
+        except OSError as error:
+            peer.close()
+            if monotonic_ns() > deadline_ns:
+                raise PeerError(f"Rank 0 does not listen at {address}: {error}.") from error
+            sleep_s(_RETRY_S)
+    peer.settimeout(join_s)  # rank 0 may still be greeting another
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    try:
+        theirs = _exactly(peer, _NONCE_BYTES)
+        peer.sendall(nonce + _mac(token, b"rank", theirs + nonce))
+        if hmac.compare_digest(_exactly(peer, _MAC_BYTES), _mac(token, b"lead", theirs + nonce)):
+            return peer
+    except OSError:
+        pass
+    peer.close()
+    hint = "Every node needs the same MOONLANG_CLUSTER_TOKEN, or none."
+    raise PeerError(f"Rank 0 at {address} does not share this cluster's token, or is gone.", hint=hint)
+
+
+def _knows_token(peer: socket.socket, token: str) -> bool:
+    """The side of rank 0; also proves that this one knows it."""
+    peer.settimeout(_GREETING_S)
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    try:
+        peer.sendall(nonce)
+        said = _exactly(peer, _NONCE_BYTES + _MAC_BYTES)
+        both = nonce + said[:_NONCE_BYTES]
+        if not hmac.compare_digest(said[_NONCE_BYTES:], _mac(token, b"rank", both)):
+            return False
+        peer.sendall(_mac(token, b"lead", both))
+    except OSError:
+        return False
+    return True
+
+
+def _exactly(peer: socket.socket, size: int) -> bytes:
+    """OSError: it is gone, or too slow."""
+    found = bytearray()
+    while len(found) < size:
+        chunk = peer.recv(size - len(found))
+        if not chunk:
+            raise ConnectionResetError("The peer is gone.")
+        found += chunk
+    return bytes(found)
+
+
+def _mac(token: str, side: bytes, nonces: bytes) -> bytes:
+    return hmac.digest(token.encode(), side + nonces, hashlib.sha256)
+
+
+class PlanSender:
+    """Rank 0's end. token: what whoever connects must know."""
+
+    def __init__(
+        self, address: str, receivers: int, join_s: float = JOIN_S, token: str = "", *, listens: bool = True
+    ) -> None:
+        """Waits until all receivers have connected; PeerError when they do not within `join_s`.
+
+        listens: False when the one receiver does, for there its end is known to be.
+        """
+        self._peers = accept(address, receivers, join_s, token) if listens else [connect(address, join_s, token)]
+        for peer in self._peers:
+            peer.settimeout(SEND_S)
 
     def send(self, frame: bytes) -> None:
         """To every receiver, in order. PeerError when one is gone or no longer reads."""
@@ -79,19 +165,9 @@ class PlanSender:
 class PlanReceiver:
     """The end of any other rank. ended: rank 0 is gone, or has closed the line."""
 
-    def __init__(self, address: str, join_s: float = _JOIN_S) -> None:
-        """Connects, as soon as rank 0 listens; PeerError when it does not within `join_s`."""
-        deadline_ns = monotonic_ns() + int(join_s * NS_PER_S)
-        while True:
-            self._peer, where = _socket(address)
-            try:
-                self._peer.connect(where)
-                break
-            except OSError as error:
-                self._peer.close()
-                if monotonic_ns() > deadline_ns:
-                    raise PeerError(f"Rank 0 does not listen at {address}: {error}.") from error
-                sleep_s(_RETRY_S)
+    def __init__(self, address: str, join_s: float = JOIN_S, token: str = "", *, listens: bool = False) -> None:
+        """Connects, as soon as rank 0 listens; PeerError when it does not within `join_s`. listens: see PlanSender."""
+        self._peer = accept(address, 1, join_s, token)[0] if listens else connect(address, join_s, token)
         self._peer.setblocking(False)
         self._rest = bytearray()
         self.ended = False

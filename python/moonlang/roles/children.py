@@ -18,6 +18,7 @@ import msgspec
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.base.errors import ConfigError, MoonLangError, PeerError
 from moonlang.base.wakeup import Wakeup
+from moonlang.roles import topology
 from moonlang.roles.exits import Exit, OnExit
 from moonlang.roles.process import Failure, failure_file, job_file
 
@@ -37,11 +38,11 @@ class _Child:
         self.output, child_end = os.pipe()
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "moonlang.roles.process", str(job_file(directory, name))],
+                [sys.executable, "-m", topology.program(name), str(job_file(directory, name))],
                 stdin=subprocess.DEVNULL,
                 stdout=child_end,
                 stderr=child_end,
-                env=_environment(),
+                env=environment(),
             )
         finally:
             os.close(child_end)
@@ -171,8 +172,8 @@ class ProcessGroup:
             self._on_exit(end)
 
 
-def _environment() -> dict[str, str]:
-    """Ours, with the folder of this very package first on the children's path."""
+def environment() -> dict[str, str]:
+    """Ours, for a child in Python, with the folder of this very package first on its path."""
     root = str(Path(__file__).parents[2])
     rest = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{rest}" if rest else root}

@@ -23,6 +23,7 @@ class DetokenizerRole:
     def __init__(self, args: ServerArgs, model: ModelConfig, endpoint: Endpoint) -> None:
         self.wait_fds: tuple[int, ...] = ()
         self._endpoint = endpoint
+        self._fronts = topology.fronts(args)
         self._interval = args.stream_interval
         self._outputs: dict[str, Output] = {}
         self._detokenizer: Detokenizer | None = None
@@ -46,17 +47,18 @@ class DetokenizerRole:
                 if not isinstance(envelope.body, TokenBatch):
                     raise PeerError(f"The detokenizer got a {type(envelope.body).__name__}, which is not for it.")
                 for delta in envelope.body.items:
-                    text = self._handle(delta)
+                    text = self._handle(delta, envelope.source)
                     if text is not None:
                         texts.append(text)
-            for batch in _messages(texts):
-                self._endpoint.send(topology.API, batch)
+            for front, share in self._shares(texts):
+                for batch in _messages(share):
+                    self._endpoint.send(front, batch)
         return NEVER_NS
 
     def close(self) -> None:
         self._outputs.clear()
 
-    def _handle(self, delta: TokenDelta) -> TextDelta | None:
+    def _handle(self, delta: TokenDelta, scheduler: str) -> TextDelta | None:
         output = self._outputs.get(delta.rid)
         if delta.head is not None:
             output = self._outputs[delta.rid] = self._begin(delta.rid, delta.head)
@@ -67,8 +69,17 @@ class DetokenizerRole:
             del self._outputs[delta.rid]
             if delta.finish is None:
                 # The scheduler learns of it before the client does, who may use the same rid again at once.
-                self._endpoint.send(topology.SCHEDULER, StopHit(delta.rid))
+                self._endpoint.send(scheduler, StopHit(delta.rid))
         return text
+
+    def _shares(self, texts: list[TextDelta]) -> list[tuple[str, list[TextDelta]]]:
+        """What each front is to hear."""
+        if len(self._fronts) == 1:
+            return [(topology.API, texts)]
+        shares: list[list[TextDelta]] = [[] for _ in self._fronts]
+        for text in texts:
+            shares[topology.owner(text.rid)].append(text)
+        return [(front, share) for front, share in zip(self._fronts, shares, strict=True) if share]
 
     def _begin(self, rid: str, head: StreamHead) -> Output:
         interval = head.sampling.stream_interval or self._interval

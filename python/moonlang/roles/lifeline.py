@@ -8,10 +8,13 @@ import select
 import shutil
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_TRIES = 100
 
 
 def set_title(title: str) -> None:
@@ -36,6 +39,14 @@ def die_with(parent_pid: int, directory: Path) -> None:
     threading.Thread(target=_watch, args=(parent, directory), name="lifeline", daemon=True).start()
 
 
+def become(command: Sequence[str], parent_pid: int) -> NoReturn:
+    """Turn this process into another program that the kernel kills when process `parent_pid` ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+    os.execv(command[0], list(command))
+
+
 def finished_loading() -> None:
     """From now on SIGTERM means an orderly end, which would be over before the thread has removed the folder."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
@@ -49,5 +60,8 @@ def _watch(parent: int, directory: Path) -> None:
 
 
 def _vanish(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    for _ in range(_TRIES):  # this process, or another one about to end, may still be putting files there
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            break
     os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from moonlang.base import registry
+from moonlang.base import checksum, registry
 from moonlang.base.clock import NS_PER_S
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.kv import KvRegion
@@ -19,7 +19,6 @@ from moonlang.core.messages import Generate, TokenDelta
 from moonlang.core.pairing import KvCard
 from moonlang.core.ports import KvTransfer
 from moonlang.core.ticket import Ticket
-from moonlang.disaggregation import page_memory
 from moonlang.disaggregation.channel import TransferOptions
 from moonlang.disaggregation.frames import TOKEN_VARIABLE
 from moonlang.disaggregation.link import LinkOptions, TcpLink
@@ -52,7 +51,7 @@ def equip(args: ServerArgs, regions: Sequence[KvRegion]) -> Outfit:
     backend: OpenTransfer = registry.find("disaggregation", args.disaggregation_transfer_backend).BACKEND
     transfer = backend(options)
     card = transfer.register(regions, secrets.token_hex(_INSTANCE_BYTES))
-    return Outfit(transfer, card, reach, page_memory.SUMS if checked else "off")
+    return Outfit(transfer, card, reach, checksum.METHOD if checked else "off")
 
 
 def pairing_config(args: ServerArgs, outfit: Outfit) -> PairingConfig:

@@ -6,6 +6,7 @@ import gc
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -54,8 +55,11 @@ def failure_file(directory: Path, role: str) -> Path:
     return directory / f"{role}.failed"
 
 
-def main(path: Path) -> int:
-    """Run the role described in `path` until SIGTERM (status 0). Status 2: a ConfigError; 1: anything else."""
+def main(path: Path, run: Callable[[Job, Path], None] | None = None) -> int:
+    """Run the role described in `path` until SIGTERM (status 0). Status 2: a ConfigError; 1: anything else.
+
+    run: what to do with the job and its folder; a role that is driven step by step if left out.
+    """
     directory = path.parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     job = msgspec.json.decode(path.read_bytes(), type=Job)
@@ -63,7 +67,7 @@ def main(path: Path) -> int:
     lifeline.set_title(topology.title(job.role))
     log.configure(job.role, job.args.log_level)
     try:
-        _run(job, directory)
+        (run or _run)(job, directory)
     except MoonLangError as error:
         failure = Failure(code=error.code, message=error.message, hint=error.hint)
         failure_file(directory, job.role).write_bytes(msgspec.json.encode(failure))

@@ -46,16 +46,15 @@ def create(name: str, args: ServerArgs, model: ModelConfig, endpoint: Endpoint, 
 
     seat: of a role that computes, when there are several.
     """
-    match name:
-        case "scheduler":
-            from moonlang.roles.scheduler import SchedulerRole
+    if name in topology.schedulers(args):
+        from moonlang.roles.scheduler import SchedulerRole
 
-            return SchedulerRole(args, model, endpoint, seat)
-        case "detokenizer":
-            from moonlang.roles.detokenizer import DetokenizerRole
+        return SchedulerRole(args, model, endpoint, seat)
+    if name in topology.detokenizers(args):
+        from moonlang.roles.detokenizer import DetokenizerRole
 
-            return DetokenizerRole(args, model, endpoint)
-    if seat is not None and topology.rank(name) is not None:
+        return DetokenizerRole(args, model, endpoint)
+    if seat is not None and topology.rank(name, args) is not None:
         from moonlang.roles.worker import WorkerRole
 
         return WorkerRole(args, model, seat)

@@ -11,13 +11,17 @@ from pathlib import Path
 _PREFIX = "moonlang-run-"
 _OWNER = "owner.lock"
 _LONGEST_SOCKET_PATH = 107  # bytes, from sockaddr_un
-_LONGEST_NAME = 24  # bytes, of a file in the folder
+BASE_VARIABLE = "MOONLANG_RUN_BASE"  # environment: a folder that goes with whoever started this process
+_RANDOM_BYTES = 8  # that tempfile puts behind the prefix
+_LONGEST_FILE_NAME = 24  # bytes
+LONGEST_NAME = 24  # bytes, of a run directory with a known place
 
 
 class RunDirectory:
     """A folder that only this user can enter (0700), locked for as long as its owner lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        """name: a known place, see `named`; FileExistsError when a living owner has it."""
         base = _base()
         reap(base)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
@@ -26,6 +30,8 @@ class RunDirectory:
         self._lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         unnamed.rename(self.path / _OWNER)
+        if name is not None:
+            self._move(named(name))
 
     def remove(self) -> None:
         """Delete the folder. May be called twice."""
@@ -34,11 +40,27 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = -1
 
+    def _move(self, place: Path) -> None:
+        try:
+            self.path.rename(place)  # takes the place of nothing but an empty folder
+        except OSError:
+            self.remove()
+            raise FileExistsError(place) from None
+        self.path = place
+
+
+def named(name: str) -> Path:
+    """Where this user's run directory of that name is, or would be. name: at most LONGEST_NAME bytes."""
+    return _base() / f"{_PREFIX}{os.getuid()}-{name}"
+
 
 def _base() -> Path:
-    """The system's folder for temporary files, or /tmp when socket paths below that would get too long."""
-    base = Path(tempfile.gettempdir())
-    longest = len(os.fsencode(base / f"{_PREFIX}01234567")) + 1 + _LONGEST_NAME
+    """Where the starter wants it, or the system's folder for temporary files; /tmp when socket paths below that would
+    get too long."""
+    given = os.environ.get(BASE_VARIABLE)
+    base = Path(given or tempfile.gettempdir())
+    name_bytes = _RANDOM_BYTES if given else len(f"{os.getuid()}-") + LONGEST_NAME
+    longest = len(os.fsencode(base / _PREFIX)) + name_bytes + 1 + _LONGEST_FILE_NAME
     return base if longest <= _LONGEST_SOCKET_PATH else Path("/tmp")
 
 
@@ -55,6 +77,8 @@ def reap(base: Path | None = None) -> int:
             continue  # another server was faster, or it is not ours
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink == 0:
+                continue  # another was faster, and the folder may be a successor's by now
             shutil.rmtree(owner.parent, ignore_errors=True)
             reaped += 1
         except BlockingIOError:

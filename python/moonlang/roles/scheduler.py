@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import msgspec
 
-from moonlang.base import log, registry
+from moonlang.base import log
 from moonlang.base.clock import NS_PER_S
 from moonlang.base.errors import ConfigError, PeerError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Abort, Control, Generate, Message, Reply, StopHit, TokenBatch, TokenDelta
 from moonlang.core.plan import StepPlan
-from moonlang.core.ports import Endpoint, Executor, GrammarEngine
+from moonlang.core.ports import Endpoint, Executor
 from moonlang.core.sampling import GrammarSpec
 from moonlang.core.seat import Seat
 from moonlang.core.ticket import Outcome, Ticket
@@ -26,11 +27,16 @@ from moonlang.mem_cache.tier_settings import TierConfig
 from moonlang.model_executor.executor import ThreadExecutor
 from moonlang.model_executor.runner import ModelRunner
 from moonlang.roles import topology
-from moonlang.roles.crew import Crew
+from moonlang.roles.crew import Crew, placed
+from moonlang.roles.experts import check_exchange
+from moonlang.roles.grammars import grammar_engine
+from moonlang.roles.members import Member
 from moonlang.roles.pairing import Pairing, equip, pairing_config
 from moonlang.roles.role import NEVER_NS
 from moonlang.roles.step_log import StepLog
+from moonlang.roles.surveys import Surveys
 from moonlang.roles.tiers import TierChannels, tier_config
+from moonlang.roles.tree_news import tree_news
 from moonlang.scheduler.scheduler import Scheduler
 from moonlang.scheduler.settings import PairingConfig, SchedulerConfig
 
@@ -53,34 +59,38 @@ class SchedulerRole:
 
     def __init__(self, args: ServerArgs, model: ModelConfig, endpoint: Endpoint, seat: Seat | None = None) -> None:
         """seat: rank 0, when several ranks compute the model."""
-        backend = registry.find("constrained", args.grammar_backend or "none").BACKEND
-        self._grammars: GrammarEngine = backend(
-            args.tokenizer_path or model.path,
-            model.vocab_size,
-            model.eos_token_ids,
-            any_whitespace=not args.constrained_json_disable_any_whitespace,
-            max_whitespace=args.constrained_json_max_whitespace_cnt,
-        )
+        self._grammars = grammar_engine(args, model)
         self._tickets: dict[Ticket, GrammarSpec] = {}
-        crew = Crew(args, model, seat) if seat is not None else None
-        self._runner = crew.runner(self._grammars) if crew is not None else ModelRunner(model, args, self._grammars)
-        self._runner.warm_up()
-        outfit = equip(args, self._runner.regions) if args.disaggregation_mode != "null" else None
+        if seat is None:
+            check_exchange(args, model)
+        crew = Crew(args, model, seat) if seat is not None and not args.enable_dp_attention else None
+        member = Member(args, model, seat) if seat is not None and args.enable_dp_attention else None
+        leader = crew or member
+        if leader is None:
+            runner = ModelRunner(model, placed(args), self._grammars)
+        else:
+            runner = leader.runner(self._grammars)
+        runner.warm_up()
+        self._schema, self._pool_reason = runner.schema, runner.pool_reason
+        self._kv_digest = runner.whole_schema.digest()
+        outfit = equip(args, runner.regions) if args.disaggregation_mode != "null" else None
         pairing = pairing_config(args, outfit) if outfit is not None else None
-        tiers = (
-            tier_config(args, self._runner.regions[0], self._runner.spare_bytes)
-            if args.enable_hierarchical_cache
-            else None
-        )
-        self._scheduler = Scheduler(scheduler_config(args, model, self._runner, pairing, tiers))
+        tiers = tier_config(args, runner.regions, runner.spare_bytes) if args.enable_hierarchical_cache else None
+        self._scheduler = Scheduler(scheduler_config(args, model, runner, pairing, tiers))
         self._tiers: TierChannels | None = None
         if self._scheduler.tiers is not None:
-            self._tiers = TierChannels(args, self._runner.regions[0], self._scheduler.tiers)
+            self._tiers = TierChannels(args, runner.regions, self._scheduler.tiers)
         self._pairing = Pairing(args, outfit, self._scheduler.peers) if outfit is not None else None
-        self._executor: Executor = ThreadExecutor(crew or self._runner, self._scheduler.config.depth)
+        self._news = tree_news(args, self._scheduler)
+        depth = self._scheduler.config.depth
+        self._executor: Executor = ThreadExecutor(runner, depth) if leader is None else leader.executor(depth)
         self._endpoint = endpoint
         self._steps = StepLog(args.decode_log_interval)
         self._flushes: list[_Flush] = []
+        self._callers: dict[int, tuple[str, int]] = {}  # who waits for a reply, and under which number
+        self._calls = 0
+        self._detokenizers = topology.detokenizers(args)
+        self._surveys = Surveys()
         self._hang_ns = int(args.watchdog_timeout * NS_PER_S) if args.watchdog_timeout > 0 else NEVER_NS
         self._in_flight = 0
         self._last_result_ns = 0
@@ -100,9 +110,10 @@ class SchedulerRole:
             "context_length": config.context_length,
             "max_running_requests": config.max_running,
             "page_size": config.page_size,
-            "kv_page_bytes": self._runner.schema.page_bytes,
-            "kv_pool_reason": self._runner.pool_reason,
-            "kv_digest": self._runner.whole_schema.digest(),
+            "kv_page_bytes": self._schema.page_bytes,
+            "kv_pool_reason": self._pool_reason,
+            "kv_digest": self._kv_digest,
+            "kv_latent": self._schema.latent,
             "link": self._pairing.route if self._pairing is not None else None,
         }
 
@@ -110,7 +121,7 @@ class SchedulerRole:
         """Everything that can be done now; returns when to be called again although nothing happens."""
         deltas: list[TokenDelta] = []
         for envelope in self._endpoint.recv():
-            deltas += self._handle(envelope.body, now_ns)
+            deltas += self._handle(envelope.body, envelope.source, now_ns)
         deltas += self._compiled(now_ns)
         for result in self._executor.poll():
             self._in_flight -= 1
@@ -130,8 +141,13 @@ class SchedulerRole:
         if self._tiers is not None:
             self._tiers.carry_out(now_ns)
         if deltas:
-            self._endpoint.send(topology.DETOKENIZER, TokenBatch(tuple(deltas)))
-        return self._wake_ns(now_ns)
+            self._pass_on(deltas)
+        for control_id, found in self._surveys.advance():
+            self._reply(control_id, body=found)
+        wake_ns = now_ns if self._surveys.busy else self._wake_ns(now_ns)
+        if self._news is not None:
+            self._news.tell()
+        return wake_ns
 
     def close(self) -> None:
         self._executor.close()
@@ -139,19 +155,31 @@ class SchedulerRole:
             self._pairing.close()
         if self._tiers is not None:
             self._tiers.close()
+        if self._news is not None:
+            self._news.close()
         self._grammars.close()
 
     # ---- inside
 
+    def _pass_on(self, deltas: list[TokenDelta]) -> None:
+        """All tokens of the step, in one message for each detokenizer: a request always goes to the same one."""
+        names = self._detokenizers
+        if len(names) == 1:
+            self._endpoint.send(names[0], TokenBatch(tuple(deltas)))
+            return
+        shares: list[list[TokenDelta]] = [[] for _ in names]
+        for delta in deltas:
+            shares[crc32(delta.rid.encode()) % len(names)].append(delta)
+        for name, share in zip(names, shares, strict=True):
+            if share:
+                self._endpoint.send(name, TokenBatch(tuple(share)))
+
     def _announce(self, model: ModelConfig) -> None:
-        config, stats, schema = self._scheduler.config, self._scheduler.stats(), self._runner.schema
-        half_gb = schema.token_bytes * stats.max_total_tokens / 2 / 1e9
+        config, stats, schema = self._scheduler.config, self._scheduler.stats(), self._schema
+        part_gb = schema.token_bytes * stats.max_total_tokens / schema.halves / 1e9
+        sizes = ", ".join(f"{part} size: {part_gb:.2f} GB" for part in (("KV",) if schema.latent else ("K", "V")))
         _log.info(
-            "KV Cache is allocated. dtype: torch.%s, #tokens: %d, K size: %.2f GB, V size: %.2f GB",
-            schema.dtype,
-            stats.max_total_tokens,
-            half_gb,
-            half_gb,
+            "KV Cache is allocated. dtype: torch.%s, #tokens: %d, %s", schema.dtype, stats.max_total_tokens, sizes
         )
         _log.info(
             "max_total_num_tokens=%d, chunked_prefill_size=%s, max_prefill_tokens=%d, max_running_requests=%d, "
@@ -163,7 +191,7 @@ class SchedulerRole:
             model.context_length,
         )
 
-    def _handle(self, body: Message, now_ns: int) -> list[TokenDelta]:
+    def _handle(self, body: Message, source: str, now_ns: int) -> list[TokenDelta]:
         match body:
             case Generate():
                 if self._pairing is not None:
@@ -177,7 +205,9 @@ class SchedulerRole:
             case StopHit():
                 self._scheduler.stop(body.rid)
             case Control():
-                self._control(body, now_ns)
+                self._calls += 1
+                self._callers[self._calls] = source, body.id
+                self._control(msgspec.structs.replace(body, id=self._calls), now_ns)
             case _:
                 raise PeerError(f"The scheduler got a {type(body).__name__}, which is not for it.")
         return []
@@ -190,12 +220,19 @@ class SchedulerRole:
                 wait_ns = int(float(call.args.get("timeout_s") or 0) * NS_PER_S)
                 self._flushes.append(_Flush(call.id, now_ns + wait_ns))
             case "attach_store" | "detach_store" | "clear_store" | "store":
-                self._store(call)
+                self._store(call, now_ns)
+            case "tree":
+                if not self._surveys.begin(call.id, self._scheduler.cache, int(call.args["nodes"])):
+                    self._reply(call.id, ok=False, message="Too many surveys of the tree are under way.")
             case "loads" | "state":
                 self._reply(call.id, body=self._load(now_ns))
 
-    def _store(self, call: Control) -> None:
+    def _store(self, call: Control, now_ns: int) -> None:
         """What concerns the store below the host tier."""
+
+        def told(done: bool, error: str) -> None:
+            self._reply(call.id, ok=done, message=error)
+
         tiers, args = self._tiers, call.args
         if tiers is None:
             hint = "This server has no hierarchical cache: start it with --enable-hierarchical-cache."
@@ -203,21 +240,21 @@ class SchedulerRole:
             return
         try:
             if call.verb == "attach_store":
-                tiers.attach(str(args["backend"]), dict(args["extra"]))
+                tiers.attach(str(args["backend"]), dict(args["extra"]), told, now_ns)
             elif call.verb == "detach_store":
-                tiers.detach()
+                tiers.detach(told, now_ns)
             elif call.verb == "clear_store":
-                tiers.clear(lambda done, error: self._reply(call.id, ok=done, message=error))
-                return
+                tiers.clear(told)
+            else:
+                self._reply(call.id, body={"backend": tiers.backend})
         except ConfigError as error:
-            self._reply(call.id, ok=False, message=str(error))
-            return
-        self._reply(call.id, body={"backend": tiers.backend})
+            told(False, str(error))
 
     def _reply(
         self, control_id: int, *, ok: bool = True, message: str = "", body: dict[str, Any] | None = None
     ) -> None:
-        self._endpoint.send(topology.API, Reply(control_id, ok, message, body or {}))
+        caller, number = self._callers.pop(control_id)
+        self._endpoint.send(caller, Reply(number, ok, message, body or {}))
 
     def _load(self, now_ns: int) -> dict[str, Any]:
         stats = self._scheduler.stats()
@@ -302,6 +339,7 @@ def scheduler_config(
 ) -> SchedulerConfig:
     """The scheduler's bounds from resolved arguments and the pool that fitted."""
     chunk = args.chunked_prefill_size
+    lanes = args.pp_size + args.pp_async_batch_depth if args.pp_size > 1 else 1
     return SchedulerConfig(
         num_pages=runner.num_pages,
         page_size=runner.schema.page_size,
@@ -314,7 +352,9 @@ def scheduler_config(
         policy=args.schedule_policy,
         eviction=args.radix_eviction_policy,
         radix=not args.disable_radix_cache,
-        depth=1 if args.disable_overlap_schedule else 2,
+        depth=lanes if lanes > 1 else 1 if args.disable_overlap_schedule else 2,
+        lanes=lanes,
+        lane_rows=args.pp_max_micro_batch_size if lanes > 1 else None,
         eos_token_ids=model.eos_token_ids,
         conservativeness=args.schedule_conservativeness,
         priority=args.enable_priority_scheduling or args.schedule_policy == "priority",

@@ -14,30 +14,44 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 def seats(directory: Path, args: ServerArgs) -> dict[int | None, Seat]:
-    """Of this node's ranks, by rank; none when one process computes the whole model.
+    """Of this node's ranks, by world rank; none when one process computes the whole model.
 
     Ranks of one host meet in shared memory, ranks of several at --dist-init-addr: the one port hands out the plans, the
-    next one is where torch.distributed begins.
+    next one is where torch.distributed begins, the one behind it takes the results of a pipeline. Replicas have nothing
+    to do with each other, unless they share experts.
     """
-    size = args.tp_size
+    together = topology.replicas_together(args)
+    size = topology.replica_size(args) * together
     if size == 1:
         return {}
     ranks = topology.node_ranks(args)
-    meeting, plans = str(_SHARED_MEMORY / f"{directory.name}-ranks"), str(directory / "plans")
     backend = "nccl" if args.device == "cuda" else "shared_memory" if args.attention_backend == "cpu" else "gloo"
-    if args.nnodes > 1:
-        host, port = split_address(args.dist_init_addr or "")
-        meeting, plans = f"tcp://{host}:{port + 1}", f"tcp://{host}:{port}"
-        backend = "nccl" if args.device == "cuda" else "gloo"
-    return {
-        rank: Seat(
+    if args.nnodes > 1 and args.device != "cuda":
+        backend = "gloo"
+    found: dict[int | None, Seat] = {}
+    for world_rank in ranks:
+        replica, rank = divmod(world_rank, size)
+        meeting, plans, results = _places(directory, args, replica)
+        found[world_rank] = Seat(
             rank=rank,
             size=size,
             meeting=meeting,
             plans=plans,
             backend=backend,
+            stages=args.pp_size,
+            results=results,
             patience_s=args.dist_timeout or _PATIENCE_S,
             local_size=len(ranks),
         )
-        for rank in ranks
-    }
+    return found
+
+
+def _places(directory: Path, args: ServerArgs, replica: int) -> tuple[str, str, str]:
+    """Where the ranks of a replica meet, where they get their plans, and where the results of a pipeline go."""
+    if args.nnodes > 1:  # then there is one replica
+        host, port = split_address(args.dist_init_addr or "")
+        meeting, plans, results = (f"tcp://{host}:{port + i}" for i in (1, 0, 2))
+        return meeting, plans, results
+    suffix = f"-{replica}" if replica else ""
+    meeting = _SHARED_MEMORY / f"{directory.name}-ranks{suffix}"
+    return str(meeting), str(directory / f"plans{suffix}"), str(directory / f"results{suffix}")

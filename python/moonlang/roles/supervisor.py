@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from moonlang.base import log
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.base.errors import PeerError
 from moonlang.base.wakeup import Wakeup
+from moonlang.config import kv_events
+from moonlang.config.experts import is_elastic
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Ready
@@ -23,6 +26,7 @@ from moonlang.roles import topology
 from moonlang.roles.children import ProcessGroup
 from moonlang.roles.exits import Exit, OnExit, describe
 from moonlang.roles.heartbeat import Heartbeat
+from moonlang.roles.load_board import LoadBoard, open_board
 from moonlang.roles.mailboxes import cluster_token, open_mailbox
 from moonlang.roles.process import Job, heartbeat_file, job_file
 from moonlang.roles.run_directory import RunDirectory
@@ -123,6 +127,10 @@ class Cluster:
         if self._directory is not None:
             self._directory.remove()
 
+    def load_board(self) -> LoadBoard | None:
+        """Where the fronts of this server say what they have sent to replicas; None when there is nothing to say."""
+        return None if self._directory is None else open_board(self._directory.path, self._args, 0)
+
     def _start_processes(self, model: ModelConfig) -> None:
         self._directory = RunDirectory()
         directory = self._directory.path
@@ -138,9 +146,9 @@ class Cluster:
                 parent_pid=os.getpid(),
                 addresses=addresses,
                 token=token,
-                args=self._args,
+                args=_own(self._args, role),
                 model=model,
-                seat=found.get(topology.rank(role)),
+                seat=found.get(topology.rank(role, self._args)),
             )
             job_file(directory, role).write_bytes(msgspec.json.encode(job))
         self._group = ProcessGroup(roles, directory, self._exited)
@@ -160,6 +168,8 @@ class Cluster:
 
     def _exited(self, end: Exit) -> None:
         """Keep and report the first end; the others usually follow from it."""
+        if self._can_spare(end.name):
+            return
         with self._lock:
             if self._closing or self._first_exit is not None:
                 return
@@ -170,6 +180,25 @@ class Cluster:
         self._died.set()
         if callback is not None:
             callback(end)
+
+    def _can_spare(self, name: str) -> bool:
+        """Whether the others go on without a role that has ended: once all are ready, a rank of an elastic server."""
+        if not (is_elastic(self._args) and topology.is_worker(name)) or self._watchdog is None:
+            return False
+        self._watchdog.forget(name)
+        _log.error("The %s has ended; the server goes on without it.", name)
+        return True
+
+
+def _own(args: ServerArgs, role: str) -> ServerArgs:
+    """The arguments with the first GPU, and the ports, of the replica to which a role belongs."""
+    replica = topology.replica(role, args)
+    before = replica * topology.replica_size(args)
+    return dataclasses.replace(
+        args,
+        base_gpu_id=args.base_gpu_id + before * args.gpu_id_step,
+        kv_events_config=kv_events.of_replica(args.kv_events_config, replica),
+    )
 
 
 def launch(args: ServerArgs, model: ModelConfig) -> Cluster:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -17,13 +17,14 @@ from moonlang.base.clock import NS_PER_MS, NS_PER_S
 from moonlang.base.errors import ConfigError
 from moonlang.config.hicache import DEFAULT_RATIO, extra_config
 from moonlang.config.server_args import ServerArgs
-from moonlang.core.kv import KvRegion
+from moonlang.core.kv import KvRegion, unsharded
 from moonlang.core.ports import HostPool, KvStore
 from moonlang.core.storage import Clear, Demote, HostOp, Promote, StoreOp
 from moonlang.core.ticket import Completion, Outcome, Ticket
 from moonlang.mem_cache.tier_settings import TierConfig
 from moonlang.mem_cache.tiers import Tiers
 from moonlang.roles.role import NEVER_NS
+from moonlang.roles.store_slot import StoreSlot, Told
 from moonlang.storage.channel import StoreChannel, StoreOptions
 from moonlang.storage.host_pool import HostMemory
 from moonlang.storage.totals import StoreTotals
@@ -36,15 +37,14 @@ _BATCH_PAGES = (8, 64)  # the least and the most
 _LOOK_NS = 500 * NS_PER_MS  # so often the store is looked at while it is at work: it may hang
 
 OpenStore = Callable[[StoreOptions], KvStore]
-Control = Callable[[bool, str], None]  # told how a Clear ended
 
 
-def tier_config(args: ServerArgs, device: KvRegion, free_bytes: int) -> TierConfig:
+def tier_config(args: ServerArgs, regions: Sequence[KvRegion], free_bytes: int) -> TierConfig:
     """The brain's part of the arguments. free_bytes: what the host pool may take of this machine's memory."""
     extra = extra_config(args)
-    page_bytes = device.schema.page_bytes
+    page_bytes = unsharded(regions).page_bytes
     ratio = args.hicache_ratio or DEFAULT_RATIO
-    wanted = args.hicache_size * _GB // page_bytes if args.hicache_size else int(device.num_pages * ratio)
+    wanted = args.hicache_size * _GB // page_bytes if args.hicache_size else int(regions[0].num_pages * ratio)
     slots = min(wanted, int(free_bytes * args.hicache_host_memory_fraction) // page_bytes)
     if slots < wanted:
         _log.warning("The host pool gets %d pages instead of %d: there is not more memory.", slots, wanted)
@@ -64,21 +64,22 @@ def tier_config(args: ServerArgs, device: KvRegion, free_bytes: int) -> TierConf
 class TierChannels:
     """Owns host pool and store of one server."""
 
-    def __init__(self, args: ServerArgs, device: KvRegion, tiers: Tiers) -> None:
+    def __init__(self, args: ServerArgs, regions: Sequence[KvRegion], tiers: Tiers) -> None:
         """ConfigError when the store is not there or its configuration is wrong."""
         self._args = args
-        self._device = device
+        self._regions = regions
         self._tiers = tiers
         self._host: HostPool = HostMemory(tiers.config.host_slots)
-        self._host.register(device)
+        self._host.register(regions)
         self._epoll = select.epoll()
         self._epoll.register(self._host.fileno(), select.EPOLLIN)
-        self._store: KvStore | None = None
+        self._slot = StoreSlot(self._epoll)
         self._under_way: dict[Ticket, tuple[int, HostOp | StoreOp]] = {}
-        self._clears: dict[Ticket, Control] = {}
-        self.backend = ""
+        self._clears: dict[Ticket, Told] = {}
         if args.hicache_storage_backend is not None:
-            self._open(args.hicache_storage_backend, extra_config(args))
+            self._slot.put(
+                args.hicache_storage_backend, self._opener(args.hicache_storage_backend, extra_config(args))()
+            )
 
     def fileno(self) -> int:
         """Readable when `take` has something."""
@@ -86,10 +87,11 @@ class TierChannels:
 
     def take(self, now_ns: int) -> None:
         """Tell the brain what has been done."""
+        if self._slot.is_changing:
+            self._change(now_ns)
         if not (self._under_way or self._clears):
             return
-        found = [*self._host.poll(), *(self._store.poll() if self._store is not None else ())]
-        for completion in found:
+        for completion in (*self._host.poll(), *self._slot.poll()):
             clear = self._clears.pop(completion.ticket, None)
             if clear is not None:
                 clear(completion.outcome is Outcome.OK, completion.error)
@@ -103,8 +105,8 @@ class TierChannels:
             for number, op in ops:
                 if isinstance(op, Demote | Promote):
                     self._under_way[self._host.submit(op)] = number, op
-                elif self._store is not None:
-                    self._under_way[self._store.submit(op)] = number, op
+                elif self._slot.is_usable:
+                    self._under_way[self._slot.submit(op)] = number, op
                 else:
                     gone = Completion(Ticket(number, ""), Outcome.FAILED, error="The store has been detached.")
                     self._tiers.completed(number, op, gone, now_ns)
@@ -112,57 +114,66 @@ class TierChannels:
     def wake_ns(self, now_ns: int) -> int:
         """When `take` is to be called although nothing is readable."""
         if not (self._under_way or self._clears):
-            return NEVER_NS
+            return self._slot.wake_ns()
         patience_ns = self._tiers.wake_ns(now_ns)
-        return min(now_ns + _LOOK_NS, NEVER_NS if patience_ns is None else patience_ns)
+        return min(now_ns + _LOOK_NS, self._slot.wake_ns(), NEVER_NS if patience_ns is None else patience_ns)
 
     def report(self) -> dict[str, Any]:
         """What the store has done so far, for metrics."""
-        totals = self._store.totals if isinstance(self._store, StoreChannel) else StoreTotals()
+        totals = self._slot.store.totals if isinstance(self._slot.store, StoreChannel) else StoreTotals()
         return {"backend": self.backend, **asdict(totals)}
 
     # ---- at run time
 
-    def attach(self, backend: str, extra: dict[str, Any]) -> None:
-        """ConfigError when there is a store already, or this one cannot be opened."""
-        if self._store is not None:
-            raise ConfigError(f"The store {self.backend} is attached.", hint="Detach it first.")
-        self._open(backend, extra)
-        self._tiers.has_store = True
+    @property
+    def backend(self) -> str:
+        """The store that is in use, "": none."""
+        return self._slot.name if self._slot.is_usable else ""
 
-    def detach(self) -> None:
-        """ConfigError when there is none, or it is at work."""
-        if self._store is None:
-            raise ConfigError("No store is attached.")
-        if self._under_way or self._clears:
-            raise ConfigError("The store is at work.", hint="Try again when the server is idle.")
-        self._epoll.unregister(self._store.fileno())
-        self._store.close()
-        self._store, self.backend = None, ""
+    def attach(self, backend: str, extra: dict[str, Any], told: Told, now_ns: int) -> None:
+        """Begin to open a store; `told` hears how that ends. ConfigError when there is one already."""
+        self._slot.attach(backend, self._opener(backend, extra), told, now_ns)
+
+    def detach(self, told: Told, now_ns: int) -> None:
+        """Use the store no more, and close it when its work is done; `told` hears of that. ConfigError when there is
+        none."""
+        self._slot.detach(told, now_ns)
         self._tiers.has_store = False
+        self._change(now_ns)
 
-    def clear(self, told: Control) -> None:
+    def clear(self, told: Told) -> None:
         """Remove every page of this model from the store; `told` hears of the end."""
-        if self._store is None:
+        if not self._slot.is_usable:
             told(False, "No store is attached.")
             return
         self._tiers.forget_store()
-        self._clears[self._store.submit(Clear())] = told
+        self._clears[self._slot.submit(Clear())] = told
 
     def close(self) -> None:
         self._epoll.close()
         self._host.close()
-        if self._store is not None:
-            self._store.close()
+        self._slot.close()
 
-    def _open(self, backend: str, extra: dict[str, Any]) -> None:
+    def _change(self, now_ns: int) -> None:
+        """A store is on its way in or out."""
+        at_work = bool(self._clears) or any(not isinstance(op, HostOp) for _, op in self._under_way.values())
+        if self._slot.step(now_ns, at_work=at_work):
+            self._tiers.forget_store()  # it is another one
+            self._tiers.has_store = True
+
+    def _opener(self, backend: str, extra: dict[str, Any]) -> Callable[[], KvStore]:
+        """Opens that store. ConfigError when there is no such backend."""
         opener = cast(OpenStore, registry.find("storage", backend).BACKEND)
         model = self._args.served_model_name or os.path.basename(self._args.model_path or "model")
         batch_pages = self._tiers.config.batch_pages
-        store = opener(StoreOptions(model=model, host=self._args.host, extra=extra, batch_pages=batch_pages))
-        store.register(self._device)
-        self._epoll.register(store.fileno(), select.EPOLLIN)
-        self._store, self.backend = store, backend
+        options = StoreOptions(model=model, host=self._args.host, extra=extra, batch_pages=batch_pages)
+
+        def opened() -> KvStore:
+            store = opener(options)
+            store.register(self._regions)
+            return store
+
+        return opened
 
 
 def _batch_pages(page_bytes: int) -> int:

@@ -17,9 +17,14 @@ class Watchdog:
     def __init__(self, heartbeats: Mapping[str, Heartbeat], on_hang: Callable[[str], None]) -> None:
         self._heartbeats = heartbeats
         self._on_hang = on_hang
+        self._gone: set[str] = set()
         self._stop = Wakeup()
         self._thread = threading.Thread(target=self._run, name="moonlang-watchdog", daemon=True)
         self._thread.start()
+
+    def forget(self, name: str) -> None:
+        """A role has ended, and that is all right."""
+        self._gone.add(name)
 
     def close(self) -> None:
         self._stop.set()
@@ -32,6 +37,6 @@ class Watchdog:
         interval_ns = min(heartbeat.interval_ns for heartbeat in self._heartbeats.values())
         while not poll.poll(wait_ms(interval_ns)):
             for name, heartbeat in self._heartbeats.items():
-                if heartbeat.is_late(monotonic_ns()):
+                if name not in self._gone and heartbeat.is_late(monotonic_ns()):
                     self._on_hang(name)
                     return

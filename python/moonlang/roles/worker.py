@@ -1,4 +1,7 @@
-"""The worker role: a rank that computes its shard of the model for the plans of rank 0. It decides nothing."""
+"""The worker role: a rank that computes its part of the model for the plans of rank 0. It decides nothing.
+
+Of a pipeline's last stage the first rank chooses the tokens, and sends rank 0 the results.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.plan import StepPlan
 from moonlang.core.seat import Seat
-from moonlang.messaging.plan_line import PlanReceiver
 from moonlang.roles.crew import sharded_runner
+from moonlang.roles.grammars import grammar_engine
+from moonlang.roles.plan_lines import plan_receiver, result_sender
 from moonlang.roles.role import NEVER_NS
 
 _LAST_PLANS_S = 4.0  # less than the supervisor gives its children
@@ -23,9 +27,13 @@ class WorkerRole:
     """See `roles.role.Role` for the contract."""
 
     def __init__(self, args: ServerArgs, model: ModelConfig, seat: Seat) -> None:
-        self._plans = PlanReceiver(seat.plans)
+        self._plans = plan_receiver(args, seat)
         self._decoder = msgspec.msgpack.Decoder(StepPlan)
-        self._runner = sharded_runner(args, model, seat)
+        tells = seat.stages > 1 and seat.chooses
+        self._results = result_sender(seat) if tells else None
+        self._grammars = grammar_engine(args, model) if tells else None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._runner = sharded_runner(args, model, seat, self._grammars)
         self._runner.warm_up()
         self.wait_fds = (self._plans.fileno(),)
 
@@ -46,11 +54,17 @@ class WorkerRole:
             self._plans.wait(left_ns / NS_PER_S)
             self._run_plans()
         self._plans.close()
+        if self._results is not None:
+            self._results.close()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _run_plans(self) -> None:
         for frame in self._plans.recv():
             try:
                 plan = self._decoder.decode(frame)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise PeerError(f"A frame of {len(frame)} bytes is not a plan: {error}.") from error
-            self._runner.run(plan)
+            result = self._runner.run(plan)
+            if self._results is not None:
+                self._results.send(self._encoder.encode(result))

@@ -61,6 +61,23 @@ def test_a_rank_that_is_gone(tmp_path: Path) -> None:
     on_every_rank(2, work)
 
 
+def test_who_does_not_know_the_token_gets_no_plan(tmp_path: Path) -> None:
+    address = str(tmp_path / "plans")
+
+    def work(rank: int) -> list[bytes]:
+        if rank == 0:
+            sender = PlanSender(address, 1, token="secret")
+            sender.send(b"a plan")
+            sender.close()
+        elif rank == 1:
+            with pytest.raises(PeerError, match="token"):
+                PlanReceiver(address, token="other")
+            return received(PlanReceiver(address, token="secret"))
+        return []
+
+    assert on_every_rank(2, work)[1] == [b"a plan"]
+
+
 def test_addresses() -> None:
     with pytest.raises(ConfigError, match="no address"):
         PlanReceiver("tcp://nowhere", join_s=0)

@@ -158,3 +158,23 @@ def test_a_message_for_somebody_else_is_an_error(bench: Bench) -> None:
     bench.scheduler.send("detokenizer", StopHit("r"))
     with pytest.raises(PeerError, match="StopHit"):
         bench.role.step(0)
+
+
+def test_each_front_gets_the_texts_of_its_own_requests_in_one_message(folder: Path) -> None:
+    """The names of requests say to which front they belong, whatever the client has put in front of that."""
+    args = ServerArgs.create(model_path=str(folder), tokenizer_worker_num=2)
+    hub = Hub((*topology.ROLES, "scheduler-1", *topology.fronts(args)[1:]))
+    role = DetokenizerRole(args, load_model_config(str(folder), args), InprocEndpoint("detokenizer", hub))
+    second, fronts = InprocEndpoint("scheduler-1", hub), [InprocEndpoint(name, hub) for name in topology.fronts(args)]
+    ids = FastTokenizer(folder).encode("hi there")
+    rids = [topology.owned(rid, number) for rid, number in (("a", 0), ("a", 1), ("b~0", 1), ("", 0))]
+    deltas = [TokenDelta(rid, tuple(ids), head=head(stop=("hi",) if rid == "a~1" else ())) for rid in rids]
+    second.send("detokenizer", TokenBatch(tuple(deltas)))
+    role.step(0)
+    for front, wanted in zip(fronts, (["a~0", "~0"], ["a~1", "b~0~1"]), strict=True):
+        (envelope,) = front.recv()
+        assert isinstance(envelope.body, TextBatch)
+        assert [delta.rid for delta in envelope.body.items] == wanted
+    assert [envelope.body for envelope in second.recv()] == [StopHit("a~1")]  # to the replica that has it
+    role.close()
+    hub.close()
