@@ -1,0 +1,1 @@
+"""The page at /ui: its files, and what it is told of a server."""
