@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 
 from moonlang.base.errors import BugError
+from moonlang.channels.tickets import Tickets
 from moonlang.core.ports import GrammarMatcher
 from moonlang.core.sampling import GrammarSpec
 from moonlang.core.ticket import Completion, Outcome, Ticket
@@ -26,31 +25,24 @@ class NoGrammars:
         any_whitespace: bool = True,
         max_whitespace: int | None = None,
     ) -> None:
-        self._tickets = 0
-        self._done: list[Completion] = []
-        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._tickets = Tickets("grammar")
 
     def submit(self, op: GrammarSpec) -> Ticket:
-        ticket = Ticket(self._tickets, "grammar")
-        self._tickets += 1
-        self._done.append(Completion(ticket, Outcome.FAILED, error=_REFUSAL))
-        os.eventfd_write(self._event, 1)
+        ticket = self._tickets.issue()
+        self._tickets.complete(Completion(ticket, Outcome.FAILED, error=_REFUSAL))
         return ticket
 
     def poll(self) -> Sequence[Completion]:
-        with suppress(BlockingIOError):  # nothing was announced
-            os.eventfd_read(self._event)
-        done, self._done = self._done, []
-        return done
+        return self._tickets.take()
 
     def cancel(self, ticket: Ticket) -> None:
         """Nothing to stop: the completion is on its way already."""
 
     def close(self) -> None:
-        os.close(self._event)
+        self._tickets.close()
 
     def fileno(self) -> int:
-        return self._event
+        return self._tickets.fileno()
 
     def matcher(self, spec: GrammarSpec) -> GrammarMatcher:
         raise BugError(f"A {spec.kind} grammar reached the executor although none was ever compiled.")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import re
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moonlang.channels.tickets import Tickets
 from moonlang.constrained.vocabulary import read_vocabulary
 from moonlang.core.ports import GrammarMatcher
 from moonlang.core.sampling import GrammarSpec
@@ -55,39 +55,34 @@ class XGrammar:
         self._lock = threading.Lock()  # guards the cache and the lazy compiler
         self._cache: OrderedDict[GrammarSpec, xgrammar.CompiledGrammar] = OrderedDict()
         self._cache_bytes = 0
-        self._done: deque[Completion] = deque()
         self._running: dict[Ticket, Future[None]] = {}
-        self._tickets = 0
-        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._tickets = Tickets("grammar")
 
     def submit(self, op: GrammarSpec) -> Ticket:
         """Compile a grammar; the error of a FAILED completion is a sentence for the client."""
-        ticket = Ticket(self._tickets, "grammar")
-        self._tickets += 1
+        ticket = self._tickets.issue()
         self._running[ticket] = self._pool.submit(self._work, ticket, op)
         return ticket
 
     def poll(self) -> Sequence[Completion]:
-        with suppress(BlockingIOError):  # cleared before looking: what comes in between is announced once more
-            os.eventfd_read(self._event)
-        done = [self._done.popleft() for _ in range(len(self._done))]
+        done = self._tickets.take()
         for completion in done:
             self._running.pop(completion.ticket, None)
-        return sorted(done, key=lambda completion: completion.ticket.id)
+        return done
 
     def cancel(self, ticket: Ticket) -> None:
         """Takes effect when the compile has not begun."""
         future = self._running.get(ticket)
         if future is not None and future.cancel():
-            self._complete(Completion(ticket, Outcome.CANCELLED))
+            self._tickets.complete(Completion(ticket, Outcome.CANCELLED))
 
     def close(self) -> None:
         """Wait for the compiles that run; the others are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        os.close(self._event)
+        self._tickets.close()
 
     def fileno(self) -> int:
-        return self._event
+        return self._tickets.fileno()
 
     def matcher(self, spec: GrammarSpec) -> GrammarMatcher:
         """A fresh automaton; compiles again when the cache has dropped the grammar meanwhile."""
@@ -99,13 +94,9 @@ class XGrammar:
         except (RuntimeError, ValueError, TypeError) as error:
             detail = _SOURCE_POSITION.sub("", str(error)).strip().rstrip(".")
             message = f"The {spec.kind} is not a grammar that can be enforced: {detail}."
-            self._complete(Completion(ticket, Outcome.FAILED, error=message))
+            self._tickets.complete(Completion(ticket, Outcome.FAILED, error=message))
         else:
-            self._complete(Completion(ticket, Outcome.OK, count=1))
-
-    def _complete(self, completion: Completion) -> None:
-        self._done.append(completion)
-        os.eventfd_write(self._event, 1)
+            self._tickets.complete(Completion(ticket, Outcome.OK, count=1))
 
     def _compiled(self, spec: GrammarSpec) -> xgrammar.CompiledGrammar:
         with self._lock:
@@ -219,4 +210,10 @@ class _Matcher:
             self._mask_is_new = True
 
 
+def _why_not() -> str:
+    """Without importing it, which takes a second."""
+    return "" if importlib.util.find_spec("xgrammar") else "the package xgrammar is not installed"
+
+
 BACKEND = XGrammar
+PROBE = _why_not

@@ -96,11 +96,10 @@ class AdminRoutes:
         query = request.query_params
         try:
             wanted = loads.sections(query.get("include"))
-            if query.get("dp_rank", "0") != "0":
-                raise RequestError("dp_rank must be 0: there is one replica.")
+            only = loads.replica(query.get("dp_rank"), self._client)
             if query.get("format", "json") != "json":
                 raise RequestError("format must be json; Prometheus values are on /metrics.")
-            return json_response(loads.loads(self._client, await loads.report(self._client), wanted))
+            return json_response(loads.loads(self._client, await loads.report(self._client), wanted, only))
         except RequestError as error:
             return json_response(errors.native(error), error.status)
 
@@ -132,10 +131,14 @@ class AdminRoutes:
         if metrics is None:
             return Response(status_code=404)
         try:
+            elsewhere = await self._client.counted_elsewhere()
+        except RequestError as error:  # without them counters would run backwards
+            return json_response(errors.native(error), error.status)
+        try:
             found = await loads.report(self._client)
         except RequestError:
-            found = {}
-        return Response(metrics.render(found), media_type=CONTENT_TYPE)
+            found = []
+        return Response(metrics.render(found, elsewhere), media_type=CONTENT_TYPE)
 
 
 def _seconds(text: str | None) -> float:

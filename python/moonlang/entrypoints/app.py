@@ -17,6 +17,8 @@ from moonlang.entrypoints.openai.chat import ChatRoutes
 from moonlang.entrypoints.openai.completions import CompletionRoutes
 from moonlang.entrypoints.openai.models import ModelRoutes
 from moonlang.entrypoints.openai.tokens import TokenRoutes
+from moonlang.entrypoints.ui.server import UiRoutes
+from moonlang.entrypoints.ui.site import TREE, Site
 from moonlang.text.chat_template import ChatTemplate
 from moonlang.version import __version__
 
@@ -24,6 +26,7 @@ from moonlang.version import __version__
 def build_app(client: EngineClient, template: ChatTemplate, health: Health) -> FastAPI:
     """The application."""
     app = FastAPI(title="MoonLang", version=__version__, root_path=client.args.fastapi_root_path)
+    pages = Site()
     routers = (
         NativeRoutes(client).router(),
         ChatRoutes(client, template).router(),
@@ -32,6 +35,8 @@ def build_app(client: EngineClient, template: ChatTemplate, health: Health) -> F
         TokenRoutes(client, template).router(),
         AdminRoutes(client, health).router(),
         CacheRoutes(client).router(),
+        UiRoutes(client).router(),
+        pages.router(),
     )
     for router in routers:
         app.include_router(router)
@@ -39,7 +44,8 @@ def build_app(client: EngineClient, template: ChatTemplate, health: Health) -> F
         Gate,
         api_key=client.args.api_key,
         admin_api_key=client.args.admin_api_key,
-        management=admin.MANAGEMENT | cache_routes.MANAGEMENT,
+        management=admin.MANAGEMENT | cache_routes.MANAGEMENT | {TREE},
+        open_paths=pages.open_paths,
         metrics=client.metrics,
         routes=frozenset(route.path for router in routers for route in router.routes if isinstance(route, APIRoute)),
     )

@@ -30,7 +30,7 @@ from moonlang.disaggregation.connection import Address
 from moonlang.disaggregation.frames import TOKEN_VARIABLE
 from moonlang.disaggregation.registry import Registry, Route
 from moonlang.entrypoints.exchange import read_body
-from moonlang.entrypoints.front import BACKLOG
+from moonlang.entrypoints.front import BACKLOG, dialled
 
 REPEAT_S = 1.0
 START_S = 10.0
@@ -132,7 +132,7 @@ class _Rooms(msgspec.Struct, frozen=True):
 async def _body(request: Request, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(await read_body(request), type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"The request body is not valid: {error}.") from None
 
 
@@ -150,17 +150,16 @@ def open_bootstrap(args: ServerArgs) -> BootstrapHost | None:
 class BootstrapHost:
     """This process's share in the bootstrap server of its host and port: serves it, or waits to take over.
 
-    `announce` makes the prefill instance known and keeps it so, from a thread of its own.
+    site: where it is. `announce` makes the prefill instance known and keeps it so, from a thread of its own.
     """
 
     def __init__(self, args: ServerArgs) -> None:
-        """ConfigError when the port is taken by something else."""
+        """ConfigError when the port is taken by something else. Port 0 becomes a free one: see `site`."""
         self.site: Address = (args.host, args.disaggregation_bootstrap_port)
         self._args = args
         self._token = os.environ.get(TOKEN_VARIABLE, "")
-        self._local: Address = (_dialled(args.host), args.disaggregation_bootstrap_port)
         self._stop = threading.Event()
-        self._route: dict[str, Any] | None = None
+        self._routes: list[dict[str, Any]] = []
         self._server: _Served | None = None
         self._keeper: threading.Thread | None = None
         if not self._serve() and not self._neighbour():
@@ -170,19 +169,30 @@ class BootstrapHost:
                 hint="Choose another --disaggregation-bootstrap-port.",
             )
 
-    def announce(self, link: Mapping[str, Any]) -> None:
-        """Make the instance known; PeerError when that fails at first. link: instance, host and port, of its role."""
+    @property
+    def _local(self) -> Address:
+        """Where this process reaches it."""
+        return dialled(self.site[0]), self.site[1]
+
+    def announce(self, *links: Mapping[str, Any]) -> None:
+        """Make the instance of each replica known; PeerError when that fails at first. links: instance, host and port,
+        of their roles."""
         args = self._args
-        self._route = {
-            **link,
-            "rank_ip": link["host"],
-            "rank_port": link["port"],
-            "page_size": args.page_size,
-            "kv_cache_dtype": args.kv_cache_dtype,
-            "load_balance_method": args.load_balance_method,
-            "prefill_http_port": args.port,
-        }
-        bootstrap.register(self._local, self._route, self._token)
+        self._routes = [
+            {
+                **link,
+                "rank_ip": link["host"],
+                "rank_port": link["port"],
+                "system_dp_size": len(links),
+                "system_dp_rank": replica,
+                "page_size": args.page_size,
+                "kv_cache_dtype": args.kv_cache_dtype,
+                "load_balance_method": args.load_balance_method,
+                "prefill_http_port": args.port,
+            }
+            for replica, link in enumerate(links)
+        ]
+        self._register()
         self._keeper = threading.Thread(target=self._keep, name="bootstrap-keeper", daemon=True)
         self._keeper.start()
 
@@ -192,17 +202,21 @@ class BootstrapHost:
             self._keeper.join()
         if self._server is not None:
             self._server.close()
-        elif self._route is not None:
-            try:
-                bootstrap.withdraw(self._local, self._route["instance"], self._token)
-            except PeerError as error:
-                _log.info("%s", error)
+            return
+        try:
+            for route in self._routes:
+                bootstrap.withdraw(self._local, route["instance"], self._token)
+        except PeerError as error:
+            _log.info("%s", error)
+
+    def _register(self) -> None:
+        for route in self._routes:
+            bootstrap.register(self._local, route, self._token)
 
     def _keep(self) -> None:
-        assert self._route is not None
         while not self._stop.wait(REPEAT_S):
             try:
-                bootstrap.register(self._local, self._route, self._token)
+                self._register()
             except PeerError as error:
                 if self._server is None and self._serve():
                     _log.info("Took over the bootstrap server on port %d.", self._local[1])
@@ -215,6 +229,7 @@ class BootstrapHost:
             self._server = _Served(self.site, self._token)
         except OSError:
             return False
+        self.site = (self.site[0], self._server.port)
         return True
 
     def _neighbour(self) -> bool:
@@ -231,6 +246,7 @@ class _Served:
 
     def __init__(self, site: Address, token: str) -> None:
         self._listener = _listener(site)
+        self.port: int = self._listener.getsockname()[1]
         app = BootstrapRoutes(Registry(), token).app()
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False, backlog=BACKLOG
@@ -260,8 +276,3 @@ def _listener(site: Address) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _dialled(host: str) -> str:
-    """Where to reach a server of this process that listens on `host`."""
-    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

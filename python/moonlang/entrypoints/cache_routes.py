@@ -74,7 +74,7 @@ class CacheRoutes:
         return await self._call("attach_store", {"backend": body.hicache_storage_backend, "extra": extra})
 
     async def detach(self) -> Response:
-        """Close the store; refused while it is at work."""
+        """Use the store no more, and close it when its work is done."""
         return await self._call("detach_store", {})
 
     async def clear(self) -> Response:
@@ -98,7 +98,7 @@ class CacheRoutes:
                 "hicache_object_layout": {
                     "pools": [pool],
                     "key_prefix": prefix,
-                    "is_mla_backend": False,
+                    "is_mla_backend": bool(engine.get("kv_latent")),
                     "pp_rank": 0,
                     "pp_size": 1,
                 },
@@ -130,7 +130,7 @@ class CacheRoutes:
 def _extra(text: str | None) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(text) if text else {}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"hicache_storage_backend_extra_config_json is not JSON: {error}.") from error
     if not isinstance(found, dict):
         raise RequestError("hicache_storage_backend_extra_config_json must be a JSON object.")

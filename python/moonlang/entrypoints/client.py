@@ -1,4 +1,4 @@
-"""The asyncio front half of every server: sends requests to the scheduler, hands texts to whoever waits for them.
+"""The asyncio front half of every server: sends requests to a scheduler, hands texts to whoever waits for them.
 
 One reader callback on the endpoint's descriptor serves a whole step: it decodes one TextBatch, appends each delta to
 the stream it belongs to, and wakes each stream's consumer once. Per token there is no task, no lock and no timer.
@@ -8,37 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import msgspec
 
 from moonlang.base import clock, log
 from moonlang.base.errors import PeerError, RequestError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
-from moonlang.core.messages import Abort, Control, Generate, Reply, TextBatch, TextDelta, Verb
+from moonlang.core.messages import Abort, Control, FrontVerb, Generate, Reply, TextBatch, TextDelta, Verb
 from moonlang.core.ports import Endpoint
 from moonlang.core.request import Finish
 from moonlang.core.sampling_parse import INT64_MAX
+from moonlang.entrypoints.dispatch import Board, Dispatch
 from moonlang.entrypoints.live import Live, Watch
 from moonlang.entrypoints.stream import Stream, merge
+from moonlang.observability.figures import Figures
 from moonlang.observability.metrics import ServerMetrics
 from moonlang.observability.request_log import RequestLog
+from moonlang.roles import topology
 from moonlang.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
 
-SCHEDULER = "scheduler"
 INLINE_ENCODE_CHARS = 4096  # longer prompts are tokenised on a thread, so that they hold up nobody's stream
 ENCODE_THREADS = 2
+LOOK_S = 30.0
 HOPELESS_FACTOR = 4  # a prompt of so many times the characters that fit the context is not even tokenised
+
+
+OnCall = Callable[[str, Control], None]  # told what another front asks, and which
 
 
 class EngineClient:
     """The one way from an event loop to the engine. All methods belong to the loop's thread, after `start`.
 
-    endpoint: the mailbox "api". tokenizer: None under --skip-tokenizer-init. ready: what the roles reported when they
-    came up. metrics, request_log: None when not wanted.
+    endpoint: the mailbox of this front, which is number `front` of them. board: what all fronts have sent. tokenizer:
+    None under --skip-tokenizer-init. ready: what the roles reported when they came up. metrics, request_log: None when
+    not wanted.
     """
 
     def __init__(
@@ -51,24 +61,35 @@ class EngineClient:
         *,
         metrics: ServerMetrics | None = None,
         request_log: RequestLog | None = None,
+        front: int = 0,
+        board: Board | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.model = model
         self.args = args
         self.ready = ready
         self.metrics = metrics
-        self._watch = Watch(metrics, request_log) if metrics is not None or request_log is not None else None
+        self._request_log = request_log
+        self._watch = self._watching(None)
+        self._looked_ns = 0
         self.start_s = clock.wall_s()
         self.failure = ""  # why the engine is gone
         self._endpoint = endpoint
+        self._schedulers = topology.schedulers(args)
+        method = "round_robin" if args.load_balance_method == "auto" else args.load_balance_method
+        self._dispatch = Dispatch(method, len(self._schedulers), board=board, turn=front)
+        self._front = front
+        self.other_fronts = tuple(name for name in topology.fronts(args) if name != topology.front(front))
+        self.command = sys.argv  # what the user has typed
+        self.on_call: OnCall | None = None
         self._live: dict[str, Live] = {}
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._next_control = 0
-        self._random = random.Random(args.random_seed)
+        self._random = random.Random(f"{args.random_seed}/{front}" if front else args.random_seed)
         self._longest_token = 0 if tokenizer is None else _longest_token(tokenizer)
         self._encoders = ThreadPoolExecutor(ENCODE_THREADS, "encode")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._output: asyncio.Future[None] | None = None  # resolved by the next TextBatch
+        self._awaited: dict[int, asyncio.Future[None]] = {}  # resolved by the next text of a replica
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -80,6 +101,20 @@ class EngineClient:
     def live_count(self) -> int:
         """Sequences sent and not yet finished, those of clients that left included."""
         return len(self._live)
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per page of the engine's KV pool."""
+        return self.ready.get("scheduler", {}).get("page_size") or 1
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model, each with a scheduler of its own."""
+        return self._dispatch.size
+
+    def is_busy(self, replica: int) -> bool:
+        """Whether a replica has something to say."""
+        return self._dispatch.shares[replica].requests > 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to read. Called once, in the loop's thread."""
@@ -146,29 +181,27 @@ class EngineClient:
         """
         if self.failure:
             raise RequestError(self.failure, status=503)
-        rids = [message.rid for message in messages]
-        for rid in rids:
+        rids = [self._known_as(message.rid) for message in messages]
+        for message, rid in zip(messages, rids, strict=True):
             live = self._live.get(rid)
             if live is not None and live.stream is None:  # a router that tries again is faster than the abort before it
-                raise RequestError(f"Request id {rid!r} is being aborted.", status=503, hint="Try again soon.")
+                raise RequestError(f"Request id {message.rid!r} is being aborted.", status=503, hint="Try again soon.")
             if live is not None:
-                raise RequestError(f"Request id {rid!r} is already in use.")
+                raise RequestError(f"Request id {message.rid!r} is already in use.")
         if len(set(rids)) != len(rids):
             raise RequestError("Request ids of one call must differ.")
         now_ns = clock.monotonic_ns()
         stream = Stream(self.loop, rids, self._forsake)
         for index, message in enumerate(messages):
             try:
-                self._endpoint.send(SCHEDULER, message)
-            except PeerError as error:
-                stream.close()
-                raise RequestError(f"The scheduler does not take requests: {error.message}", status=503) from error
-            except RequestError:  # a text in it cannot be sent
+                replica = self._send(message, rids[index])
+            except RequestError:  # also when a text in it cannot be sent
                 stream.close()
                 raise
-            self._live[message.rid] = Live(stream, index, message, observed, now_ns)
-            if observed and self._watch is not None:
-                self._watch.started(message)
+            watch = self._watch if observed else None
+            self._live[rids[index]] = Live(stream, index, message, watch is not None, now_ns, replica)
+            if watch is not None:
+                watch.started(message)
         return stream
 
     async def stream(self, message: Generate) -> AsyncIterator[TextDelta]:
@@ -179,21 +212,57 @@ class EngineClient:
                 if items:
                     yield merge([delta for _, delta in items])
 
+    def _known_as(self, rid: str) -> str:
+        """The id of a request of ours within the engine."""
+        return topology.owned(rid, self._front) if self.other_fronts else rid
+
+    def _send(self, message: Generate, rid: str) -> int:
+        """Hand a sequence to a replica, and return which. RequestError when that cannot be done."""
+        replica = self._dispatch.choose(message)
+        if self.replicas > 1 or rid != message.rid:
+            message = msgspec.structs.replace(message, rid=rid, dp_rank=replica if self.replicas > 1 else None)
+        try:
+            self._endpoint.send(self._schedulers[replica], message)
+        except PeerError as error:
+            raise RequestError(f"The scheduler does not take requests: {error.message}", status=503) from error
+        self._dispatch.began(replica, len(message.input_ids))
+        return replica
+
     def _forsake(self, stream: Stream) -> None:
         """The consumer of `stream` is gone: abort its sequences. Their rids stay taken until the engine has let go."""
         for rid in stream.rids:
             live = self._live.get(rid)
             if live is not None and live.stream is stream:
                 live.stream = None
-                self._send_abort(Abort(rid=rid, exact=True))
+                self._send_abort(Abort(rid=rid, exact=True), self._schedulers[live.replica])
 
     def abort(self, rid: str, every: bool = False, message: str = "") -> None:
         """Abort every request whose id starts with `rid`, or every request. Their streams end with an abort finish."""
         text = message or "Aborted by an abort request."
-        self._send_abort(Abort(rid=rid, abort_all=every, message=text))
+        for scheduler in self._schedulers:
+            self._send_abort(Abort(rid=rid, abort_all=every, message=text), scheduler)
 
     async def control(self, verb: Verb, args: dict[str, Any] | None = None, timeout_s: float = 10) -> Reply:
-        """One management call to the scheduler. RequestError 503 or 504 when it does not answer."""
+        """One management call to all replicas: the reply of the first that refuses it, or else of the first.
+
+        RequestError 503 or 504 when one does not answer.
+        """
+        replies = await self.controls(verb, args, timeout_s)
+        return next((reply for reply in replies if not reply.ok), replies[0])
+
+    async def controls(self, verb: Verb, args: dict[str, Any] | None = None, timeout_s: float = 10) -> list[Reply]:
+        """The same, with the replies of all replicas in their order."""
+        calls = (self.ask(scheduler, verb, args, timeout_s) for scheduler in self._schedulers)
+        return await asyncio.gather(*calls)
+
+    async def control_one(self, replica: int, verb: Verb, args: dict[str, Any], timeout_s: float = 10) -> Reply:
+        """One management call to one replica."""
+        return await self.ask(self._schedulers[replica], verb, args, timeout_s)
+
+    async def ask(
+        self, role: str, verb: Verb | FrontVerb, args: dict[str, Any] | None = None, timeout_s: float = 10
+    ) -> Reply:
+        """One call to one role: a scheduler or another front. RequestError 503 or 504 when it does not answer."""
         if self.failure:
             raise RequestError(self.failure, status=503)
         self._next_control += 1
@@ -201,27 +270,69 @@ class EngineClient:
         reply: asyncio.Future[Reply] = self.loop.create_future()
         self._replies[number] = reply
         try:
-            self._endpoint.send(SCHEDULER, Control(id=number, verb=verb, args=args or {}))
+            self._endpoint.send(role, Control(id=number, verb=verb, args=args or {}))
             return await asyncio.wait_for(reply, timeout_s)
         except PeerError as error:
-            raise RequestError(f"The scheduler does not take calls: {error.message}", status=503) from error
+            raise RequestError(f"The {role} does not take calls: {error.message}", status=503) from error
         except TimeoutError:
-            raise RequestError(f"The scheduler did not answer {verb!r} within {timeout_s:g} s.", status=504) from None
+            raise RequestError(f"The {role} did not answer {verb!r} within {timeout_s:g} s.", status=504) from None
         finally:
             self._replies.pop(number, None)
 
-    async def output(self, timeout_s: float) -> bool:
-        """Wait for any output of the engine; False when none came in time."""
-        if self._output is None:
-            self._output = self.loop.create_future()
-        done, _ = await asyncio.wait([self._output], timeout=timeout_s)
+    def warn_fronts(self, why: str) -> None:
+        """Tell the other fronts that the engine is gone."""
+        for role in self.other_fronts:
+            try:
+                self._endpoint.send(role, Control(id=0, verb="fail", args={"why": why}))
+            except PeerError as error:  # it may be the one that is gone
+                _log.warning("%s was not told: %s", role, error.message)
+
+    def reply(self, to: str, call: Control, body: dict[str, Any] | None = None) -> None:
+        """Answer a call of another front."""
+        try:
+            self._endpoint.send(to, Reply(id=call.id, ok=True, body=body or {}))
+        except PeerError as error:
+            _log.error("The answer to %r of %s was not delivered: %s", call.verb, to, error)
+
+    async def counted_elsewhere(self) -> list[dict[str, Any]]:
+        """The metrics of all other fronts. RequestError 503 or 504 when one does not answer."""
+        replies = await asyncio.gather(*(self.ask(role, "metrics") for role in self.other_fronts))
+        return [reply.body for reply in replies]
+
+    async def output(self, replica: int, timeout_s: float) -> bool:
+        """Wait for any output of a replica; False when none came in time."""
+        awaited = self._awaited.get(replica)
+        if awaited is None:
+            awaited = self._awaited[replica] = self.loop.create_future()
+        done, _ = await asyncio.wait([awaited], timeout=timeout_s)
         return bool(done)
 
-    def _send_abort(self, message: Abort) -> None:
+    def look(self) -> Sequence[Figures]:
+        """Latencies by replica, from the first look on; they are forgotten when nobody has looked for LOOK_S."""
+        self._looked_ns = clock.monotonic_ns()
+        figures = self._watch.figures if self._watch is not None else None
+        if figures is None:
+            figures = [Figures() for _ in range(self.replicas)]
+            self._watch = self._watching(figures)
+            self.loop.call_later(LOOK_S, self._look_away)
+        return figures
+
+    def _look_away(self) -> None:
+        if clock.monotonic_ns() - self._looked_ns < LOOK_S * clock.NS_PER_S:
+            self.loop.call_later(LOOK_S, self._look_away)
+        else:
+            self._watch = self._watching(None)
+
+    def _watching(self, figures: Sequence[Figures] | None) -> Watch | None:
+        """Who observes requests; None when nobody wants to know: it costs a little per token."""
+        wanted = (self.metrics, self._request_log, figures)
+        return None if all(one is None for one in wanted) else Watch(*wanted)
+
+    def _send_abort(self, message: Abort, scheduler: str) -> None:
         if self.failure:
             return
         try:
-            self._endpoint.send(SCHEDULER, message)
+            self._endpoint.send(scheduler, message)
         except PeerError as error:
             _log.error("Abort of %s was not delivered: %s", message.rid or "everything", error)
 
@@ -235,21 +346,33 @@ class EngineClient:
                     reply = self._replies.get(body.id)
                     if reply is not None and not reply.done():
                         reply.set_result(body)
+                elif isinstance(body, Control):
+                    self._answer(envelope.source, body)
+
+    def _answer(self, source: str, call: Control) -> None:
+        """Another front asks something."""
+        if call.verb == "metrics":
+            self.reply(source, call, self.metrics.numbers() if self.metrics is not None else {})
+        elif self.on_call is not None:
+            self.on_call(source, call)
 
     def _deliver(self, batch: TextBatch) -> None:
         now_ns = clock.monotonic_ns()
-        output, self._output = self._output, None
-        if output is not None and not output.done():
-            output.set_result(None)
-        lives, watch = self._live, self._watch
+        lives, watch, dispatch, awaited = self._live, self._watch, self._dispatch, self._awaited
         for delta in batch.items:
             live = lives.get(delta.rid)
             if live is None:
                 continue  # the answer to an abort that crossed the end of its request
+            if awaited and (heard := awaited.pop(live.replica, None)) is not None:
+                heard.set_result(None)
             if watch is not None and live.observed:
                 watch.delta(live, delta, now_ns)
+            if delta.tokens:
+                live.size += len(delta.tokens)
+                dispatch.grew(live.replica, len(delta.tokens))
             if delta.finish is not None:
                 del lives[delta.rid]
+                dispatch.ended(live.replica, live.size)
             if live.stream is not None:
                 live.stream.put(live.index, delta)
 

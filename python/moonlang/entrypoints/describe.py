@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import Any
 
 import msgspec
@@ -51,21 +50,24 @@ async def server_info(client: EngineClient) -> dict[str, Any]:
     found = await loads.report(client)
     ready = client.ready.get("scheduler", {})
     arguments: dict[str, Any] = msgspec.to_builtins(client.args)
-    command = shlex.join(sys.argv)
+    command = shlex.join(client.command)
     for name in SECRETS:
         if arguments.get(name):
             command = command.replace(arguments[name], "***")
             arguments[name] = None
-    state = {
-        "world_size": 1,
-        "effective_max_running_requests_per_dp": ready.get("max_running_requests"),
-        "last_gen_throughput": found["gen_throughput"],
-        "memory_usage": {
-            "kvcache": ready.get("kv_page_bytes", 0) * found["num_pages"] / 1e9,
-            "token_capacity": found["max_total_tokens"],
-        },
-        "load": found,
-    }
+    states = [
+        {
+            "world_size": 1,
+            "effective_max_running_requests_per_dp": ready.get("max_running_requests"),
+            "last_gen_throughput": one["gen_throughput"],
+            "memory_usage": {
+                "kvcache": ready.get("kv_page_bytes", 0) * one["num_pages"] / 1e9,
+                "token_capacity": one["max_total_tokens"],
+            },
+            "load": one,
+        }
+        for one in found
+    ]
     return {
         **arguments,
         "launch_command": command,
@@ -73,8 +75,8 @@ async def server_info(client: EngineClient) -> dict[str, Any]:
         "startup_time": client.start_s,
         "version": __version__,
         "frontend": "fastapi",
-        "max_total_num_tokens": found["max_total_tokens"],
+        "max_total_num_tokens": found[0]["max_total_tokens"],
         "max_req_input_len": ready.get("max_req_input_len"),
         "kv_pool_reason": ready.get("kv_pool_reason"),
-        "internal_states": [{**arguments, **state}],
+        "internal_states": [{**arguments, **state} for state in states],
     }

@@ -18,7 +18,7 @@ from moonlang.config.server_args import ServerArgs
 from moonlang.entrypoints import describe, generation
 from moonlang.entrypoints.bootstrap import open_bootstrap
 from moonlang.entrypoints.client import EngineClient
-from moonlang.roles import exits
+from moonlang.roles import exits, topology
 from moonlang.roles.supervisor import Cluster
 from moonlang.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -40,6 +40,10 @@ class Engine:
         if server_args is not None and kwargs:
             raise ConfigError("Engine takes server_args or single arguments, not both.")
         args = server_args or ServerArgs.create(**{"log_level": "error", **kwargs})
+        if args.tokenizer_worker_num > 1:
+            raise ConfigError(
+                "Engine answers no HTTP requests: tokenizer_worker_num has no meaning.", hint="Leave it out."
+            )
         log.configure("engine", args.log_level)
         self._running = _Running(prepare(args))
         self.server_args = self._running.client.args
@@ -149,7 +153,8 @@ class _Running:
             self._cluster = Cluster(prepared.args, prepared.model)
             self.client = _client(prepared, self._cluster)
             if self._bootstrap is not None:
-                self._bootstrap.announce(self.client.ready["scheduler"]["link"])
+                schedulers = topology.schedulers(prepared.args)
+                self._bootstrap.announce(*(self.client.ready[name]["link"] for name in schedulers))
         except BaseException:
             if self._bootstrap is not None:
                 self._bootstrap.close()

@@ -54,6 +54,33 @@ def stopped_by_signals() -> Iterator[None]:
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket on this address, bound before anything that takes long, so that a taken port is known at once."""
+    with _bound(host, port) as listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def sharing(host: str, port: int) -> Iterator[socket.socket]:
+    """One of several sockets on this address, among which the kernel deals out connections."""
+    with _bound(host, port, socket.SO_REUSEPORT) as listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def first_sharing(host: str, port: int) -> Iterator[socket.socket]:
+    """The first of them. Another server of ours cannot take the port as well while it is there, although the kernel
+    would let it, and the two would answer each other's clients."""
+    with sharing(host, port) as listener, socket.socket(socket.AF_UNIX) as claim:
+        taken = listener.getsockname()[1]
+        try:
+            claim.bind(f"\0moonlang-port-{taken}")  # a name without a file, which ends with the socket
+        except OSError as error:
+            text = f"Cannot listen on {host}:{taken}: another server shares that port among its workers."
+            raise ConfigError(text, hint="Choose another --port.") from error
+        yield listener
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int, *options: int) -> Iterator[socket.socket]:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -63,11 +90,23 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         raise ConfigError(f"--host {host} cannot be used: {error}.") from error
     with listener:
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for option in (socket.SO_REUSEADDR, *options):
+                listener.setsockopt(socket.SOL_SOCKET, option, 1)
             listener.bind(address)
         except OSError as error:
             raise ConfigError(f"Cannot listen on {host}:{port}: {error}.", hint="Choose another --port.") from error
         yield listener
+
+
+def dialled(host: str) -> str:
+    """Where to reach a server of this machine that listens on `host`."""
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def url(host: str, port: int, *, secure: bool = False) -> str:
+    """The address of a server of this machine that listens on `host`."""
+    host = dialled(host)
+    return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def configure_logs(level: int, excluded: Sequence[str] = ()) -> None:

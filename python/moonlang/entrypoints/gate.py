@@ -21,7 +21,7 @@ class Gate:
     """Wraps the application of one server.
 
     api_key opens everything but the `management` paths when there is an admin_api_key; that one opens everything.
-    routes: the paths that get a label of their own in metrics.
+    open_paths: those that need no key, beside probes. routes: the paths that get a label of their own in metrics.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Gate:
         api_key: str | None,
         admin_api_key: str | None,
         management: frozenset[str],
+        open_paths: frozenset[str],
         metrics: ServerMetrics | None,
         routes: frozenset[str],
     ) -> None:
@@ -38,6 +39,7 @@ class Gate:
         self._api_key = api_key
         self._admin_api_key = admin_api_key
         self._management = management
+        self._open_paths = open_paths
         self._metrics = metrics
         self._routes = routes
 
@@ -69,7 +71,7 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> Response | None:
         path, method = scope["path"], scope["method"]
-        if method == "OPTIONS" or path.startswith(_OPEN_PREFIXES):
+        if method == "OPTIONS" or path in self._open_paths or path.startswith(_OPEN_PREFIXES):
             return None
         headers = scope["headers"]
         if not self._admitted(path, headers):

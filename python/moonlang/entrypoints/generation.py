@@ -10,13 +10,14 @@ import msgspec
 
 from moonlang.base import clock
 from moonlang.base.errors import RequestError
-from moonlang.core.messages import Generate, StreamHead, TextDelta
+from moonlang.core.messages import Generate, TextDelta
 from moonlang.core.plan import TokenLogprob
 from moonlang.core.request import Finish, LogprobSpec
 from moonlang.entrypoints import errors, pairing, prompts
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.pairing import PairFields
 from moonlang.entrypoints.prompts import Common, Prompt
+from moonlang.entrypoints.receipt import Receipt
 
 
 class GenerateBody(PairFields, kw_only=True):
@@ -88,7 +89,13 @@ async def prepare(client: EngineClient, body: GenerateBody) -> Call:
     stream = bool(body.stream)
     key = prompts.cache_key(body.cache_salt, body.extra_key)
     rooms = pairing.rooms(client.args, body)
-    common = Common(stream=stream, priority=body.priority, extra_key=key, rooms=rooms)
+    common = Common(
+        stream=stream,
+        priority=body.priority,
+        extra_key=key,
+        rooms=rooms,
+        dp_rank=pairing.dp_rank(client.args, body),
+    )
     messages = prompts.expand(client, asked, common)
     return Call(
         messages=messages,
@@ -180,26 +187,17 @@ class Answer:
         self._client = client
         self._call = call
         self._message = message
-        self._start_ns = clock.monotonic_ns()
+        self._receipt = Receipt()
         self._text = ""
         self._new_text = ""
         self._ids: list[int] = []
         self._new_ids: list[int] = []
-        self._cached = 0
-        self._head: StreamHead | None = None
-        self._queue_ns = 0
         self._retractions = 0
-        self._first_ns = 0
         self._finish: Finish | None = None
         self._logprobs = None if message.logprob is None else _Logprobs(client, call, message.logprob)
 
     def add(self, delta: TextDelta) -> None:
-        if delta.head is not None:
-            self._cached = delta.head.cached_tokens
-            self._head = delta.head
-            self._queue_ns = delta.head.queue_ns
-        if delta.tokens and not self._first_ns:
-            self._first_ns = clock.monotonic_ns()
+        self._receipt.add(delta)
         self._text += delta.text
         self._new_text += delta.text
         self._ids.extend(delta.tokens)
@@ -234,34 +232,25 @@ class Answer:
             meta.update(self._logprobs.fields())
         meta["reasoning_tokens"] = 0
         meta["completion_tokens"] = len(self._ids)
-        meta["cached_tokens"] = self._cached
+        meta["cached_tokens"] = self._receipt.head.cached_tokens if self._receipt.head is not None else 0
         if self._finish is not None:
             self._add_final(meta)
         return meta
 
-    def _cached_details(self) -> dict[str, Any]:
-        """From which tier the cached prefix came, in tokens; and if there is a store that brought nothing, why."""
-        host = self._head.host_tokens if self._head is not None else 0
-        storage = self._head.storage_tokens if self._head is not None else 0
-        details: dict[str, Any] = {"device": self._cached - host - storage, "host": host}
-        if self._client.args.hicache_storage_backend is not None or storage:
-            details |= {"storage": storage, "storage_backend": self._client.args.hicache_storage_backend}
-            details["storage_miss"] = self._head.tier_miss if self._head is not None else ""
-        return details
-
     def _add_final(self, meta: dict[str, Any]) -> None:
-        now_ns = clock.monotonic_ns()
+        receipt, elapsed_ns = self._receipt, self._receipt.elapsed_ns()
         version = self._client.args.weight_version
         meta["weight_versions"] = [{"version": version, "start": 0, "end": len(self._ids)}]
-        meta["cached_tokens_details"] = self._cached_details()
-        meta["dp_rank"] = None
-        meta["e2e_latency"] = (now_ns - self._start_ns) / clock.NS_PER_S
+        meta["cached_tokens_details"] = receipt.cached_details(self._client.args)
+        meta["dp_rank"] = receipt.head.dp_rank if receipt.head is not None else None
+        meta["receipt"] = receipt.fields(self._client.page_size)
+        meta["e2e_latency"] = elapsed_ns / clock.NS_PER_S
         meta["response_sent_to_client_ts"] = clock.wall_s()
         if self._client.metrics is not None:
-            meta["queue_time"] = self._queue_ns / clock.NS_PER_S
-            if self._first_ns and self._call.stream:
-                meta["first_token_latency"] = (self._first_ns - self._start_ns) / clock.NS_PER_S
-                decode_ns = now_ns - self._first_ns
+            meta["queue_time"] = (receipt.head.queue_ns if receipt.head is not None else 0) / clock.NS_PER_S
+            if receipt.first_token_ns and self._call.stream:
+                meta["first_token_latency"] = receipt.first_token_ns / clock.NS_PER_S
+                decode_ns = elapsed_ns - receipt.first_token_ns
                 meta["decode_throughput"] = (len(self._ids) - 1) * clock.NS_PER_S / decode_ns if decode_ns else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Literal
 
@@ -50,15 +51,19 @@ class Health:
         return alive
 
     async def _heard(self) -> bool:
-        if self._client.live_count and self._client.args.disaggregation_mode == "null":
-            return await self._client.output(self._timeout_s)  # a pair may wait for its other half, which says nothing
+        return all(await asyncio.gather(*map(self._replica_heard, range(self._client.replicas))))
+
+    async def _replica_heard(self, replica: int) -> bool:
+        if self._client.is_busy(replica) and self._client.args.disaggregation_mode == "null":
+            return await self._client.output(replica, self._timeout_s)  # a pair may wait for its other half in silence
         message = Generate(
             rid=f"{RID_PREFIX}_{self._client.fresh_rid()}",
             input_ids=[0],
             sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
+            dp_rank=replica,
         )
         try:
             with self._client.open([message], observed=False):
-                return await self._client.output(self._timeout_s)
+                return await self._client.output(replica, self._timeout_s)
         except RequestError:
             return False

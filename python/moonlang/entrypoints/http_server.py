@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
-import logging
 import socket
 
-import uvicorn
-
-from moonlang.base import log
+from moonlang.base import log, notify
 from moonlang.base.errors import PeerError, RequestError
-from moonlang.config.model_config import ModelConfig
 from moonlang.config.prepare import Prepared, prepare
 from moonlang.config.server_args import ServerArgs
-from moonlang.entrypoints import front, generation, pairing
-from moonlang.entrypoints.app import build_app
+from moonlang.entrypoints import front, generation, pairing, serving
 from moonlang.entrypoints.bootstrap import open_bootstrap
-from moonlang.entrypoints.client import EngineClient
-from moonlang.entrypoints.describe import served_name
-from moonlang.entrypoints.health import Health
-from moonlang.observability import buckets
-from moonlang.observability.metrics import ServerMetrics
-from moonlang.observability.request_log import RequestLog
+from moonlang.entrypoints.serving import DRAIN_S, LAST_WORDS_S, Serving
+from moonlang.roles import topology
 from moonlang.roles.exits import describe
 from moonlang.roles.supervisor import Cluster
-from moonlang.text.chat_template import ChatTemplate
-from moonlang.text.tokenizer import load_tokenizer
 
 _log = log.get(__name__)
 
-DRAIN_S = 30  # how long requests may still run after SIGTERM
-LAST_WORDS_S = 0.3  # what a dead engine's clients get to read their error
+_OPEN_S = 60  # what the other fronts get to begin to listen
+_LOOK_S = 0.1  # so often a second signal is looked for
 WARM_UP = {"text": "The capital city of France is", "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
 WARM_UP_IDS = {"input_ids": [0, 1, 2], "sampling_params": WARM_UP["sampling_params"]}  # without a tokenizer
 
@@ -40,18 +30,25 @@ WARM_UP_IDS = {"input_ids": [0, 1, 2], "sampling_params": WARM_UP["sampling_para
 def serve(args: ServerArgs) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. ConfigError when the configuration cannot work."""
     log.configure("server", args.log_level)
-    with front.stopped_by_signals(), front.listening(args.host, args.port) as listener:
+    bound = front.listening if args.tokenizer_worker_num == 1 else front.first_sharing
+    with front.stopped_by_signals(), bound(args.host, args.port) as listener:
         prepared = prepare(args)
         if args.node_rank > 0:
             return _follow(prepared)
+        found = dataclasses.replace(prepared.args, port=listener.getsockname()[1])
         # First of all: the transfer engine may look for its metadata there while the roles load the model.
-        bootstrap = open_bootstrap(prepared.args)
-        cluster = Cluster(prepared.args, prepared.model)
+        bootstrap = open_bootstrap(found)
+        if bootstrap is not None:
+            found = dataclasses.replace(found, disaggregation_bootstrap_port=bootstrap.site[1])
+        notify.doing("starting")
+        cluster = Cluster(found, prepared.model)
         try:
-            server = _server(prepared.args, prepared.model, cluster)  # while the roles load the model
+            # While the roles load the model:
+            made = serving.build(found, prepared.model, cluster.endpoint, cluster.ready, board=cluster.load_board())
+            server = _Server(made, cluster)
             cluster.wait_ready()
             if bootstrap is not None:
-                bootstrap.announce(cluster.ready["scheduler"]["link"])
+                bootstrap.announce(*(cluster.ready[name]["link"] for name in topology.schedulers(prepared.args)))
             server.run(sockets=[listener])
             return server.exit_status
         except PeerError as error:
@@ -77,65 +74,13 @@ def _follow(prepared: Prepared) -> int:
     return 1
 
 
-def _server(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> _Server:
-    client = _client(args, model, cluster)
-    health = Health.from_environment(client)
-    folder = args.tokenizer_path or model.path
-    special = client.tokenizer.special_tokens if client.tokenizer is not None else {}
-    template = ChatTemplate(folder, args.chat_template, name=args.hf_chat_template_name, special_tokens=special)
-    app = build_app(client, template, health)
-    front.configure_logs(_http_level(args), args.uvicorn_access_log_exclude_prefixes)
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=_http_level(args) <= logging.INFO,
-        server_header=False,
-        backlog=front.BACKLOG,
-        timeout_graceful_shutdown=DRAIN_S,
-        ssl_keyfile=args.ssl_keyfile,
-        ssl_certfile=args.ssl_certfile,
-        ssl_ca_certs=args.ssl_ca_certs,
-        ssl_keyfile_password=args.ssl_keyfile_password,
-    )
-    return _Server(config, client, health, cluster)
-
-
-def _client(args: ServerArgs, model: ModelConfig, cluster: Cluster) -> EngineClient:
-    tokenizer = None
-    if not args.skip_tokenizer_init:
-        tokenizer = load_tokenizer(args.tokenizer_path or model.path, args.trust_remote_code, args.tokenizer_mode)
-    request_log = None
-    if args.log_requests or args.enable_request_time_stats_logging:
-        level = args.log_requests_level if args.log_requests else None
-        request_log = RequestLog(_log, level, args.log_requests_format, times=args.enable_request_time_stats_logging)
-    metrics = _metrics(args, model) if args.enable_metrics else None
-    return EngineClient(
-        cluster.endpoint, tokenizer, model, args, cluster.ready, metrics=metrics, request_log=request_log
-    )
-
-
-def _metrics(args: ServerArgs, model: ModelConfig) -> ServerMetrics:
-    return ServerMetrics(
-        served_name(args, model),
-        engine_type="unified" if args.disaggregation_mode == "null" else args.disaggregation_mode,
-        extra={name: str(value) for name, value in (args.extra_metric_labels or {}).items()},
-        ttft_s=buckets.seconds(args.bucket_time_to_first_token, buckets.TIME_TO_FIRST_TOKEN_S),
-        inter_token_s=buckets.seconds(args.bucket_inter_token_latency, buckets.INTER_TOKEN_S),
-        e2e_s=buckets.seconds(args.bucket_e2e_request_latency, buckets.END_TO_END_S),
-    )
-
-
 class _Server(front.Server):
-    """A front with our beginning and end: warm-up before the port opens, an early end when a role dies."""
+    """The first front: warm-up before the port opens, an early end when a role dies. The other fronts follow it."""
 
-    def __init__(self, config: uvicorn.Config, client: EngineClient, health: Health, cluster: Cluster) -> None:
-        super().__init__(config)
-        self._client = client
-        self._health = health
+    def __init__(self, made: Serving, cluster: Cluster) -> None:
+        super().__init__(made.config)
+        self._client = made.client
+        self._health = made.health
         self._cluster = cluster
         self.exit_status = 0
 
@@ -150,6 +95,7 @@ class _Server(front.Server):
         self._cluster.on_death(on_death)
         if not self._client.args.skip_server_warmup:
             await self._warm_up()
+        await self._open_others()
         if self.should_exit:
             return
         gc.collect()
@@ -159,6 +105,8 @@ class _Server(front.Server):
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             _log.info("Listening on %s:%d", host, port)
+        args = self._client.args
+        notify.ready(front.url(args.host, args.port, secure=args.ssl_certfile is not None))
         _log.info("The server is fired up and ready to roll!")
 
     async def _warm_up(self) -> None:
@@ -173,19 +121,37 @@ class _Server(front.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._health.state = "Exiting"
+        notify.stopping()
         _log.info("Shutting down; %d sequences may still finish, within %d s", self._client.live_count, DRAIN_S)
+        drains = [asyncio.create_task(self._drain(name)) for name in self._client.other_fronts]
         await super().shutdown(sockets)
+        while drains and not self.force_exit:
+            drains = list((await asyncio.wait(drains, timeout=_LOOK_S))[1])
         self._client.close()
 
+    async def _open_others(self) -> None:
+        """Let the other fronts listen."""
+        client = self._client
+        said = {"ready": client.ready, "command": client.command}
+        try:
+            await asyncio.gather(*(client.ask(name, "open", said, _OPEN_S) for name in client.other_fronts))
+        except RequestError as error:
+            _log.error("The server cannot start. %s", error)
+            self.exit_status = 1
+            self.should_exit = True
+
+    async def _drain(self, name: str) -> None:
+        """Have another front finish what it has and take nothing new."""
+        with contextlib.suppress(RequestError):  # it is gone, or has had its time
+            await self._client.ask(name, "drain", timeout_s=DRAIN_S + LAST_WORDS_S)
+
     def _role_died(self, role: str, status: int) -> None:
-        self._client.fail(f"The {role} {describe(status)}.")
+        why = f"The {role} {describe(status)}."
+        self._client.warn_fronts(why)
+        self._client.fail(why)
         self.exit_status = 1
         self.should_exit = True
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._hurry)
 
     def _hurry(self) -> None:
         self.force_exit = True
-
-
-def _http_level(args: ServerArgs) -> int:
-    return logging.getLevelNamesMapping()[(args.log_level_http or args.log_level).upper()]

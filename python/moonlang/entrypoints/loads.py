@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moonlang.base import clock
@@ -14,9 +14,9 @@ from moonlang.version import __version__
 SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues")
 
 
-async def report(client: EngineClient) -> dict[str, Any]:
-    """The scheduler's own numbers."""
-    return (await client.control("loads")).body
+async def report(client: EngineClient) -> list[dict[str, Any]]:
+    """Each scheduler's own numbers, by replica."""
+    return [reply.body for reply in await client.controls("loads")]
 
 
 def sections(include: str | None) -> frozenset[str]:
@@ -28,10 +28,35 @@ def sections(include: str | None) -> frozenset[str]:
     return frozenset(SECTIONS if "all" in words else words)
 
 
-def loads(client: EngineClient, found: Mapping[str, Any], wanted: frozenset[str]) -> dict[str, Any]:
-    """The body of /v1/loads. found: of `report`."""
+def replica(query: str | None, client: EngineClient) -> int | None:
+    """What ?dp_rank= asks for; None: all. RequestError 400 when there is no such replica."""
+    if query is None:
+        return None
+    if not query.isdecimal() or int(query[:9]) >= client.replicas:
+        raise RequestError(f"dp_rank must be in [0, {client.replicas - 1}], got {query!r:.64}.")
+    return int(query)
+
+
+def loads(
+    client: EngineClient, found: Sequence[Mapping[str, Any]], wanted: frozenset[str], only: int | None = None
+) -> dict[str, Any]:
+    """The body of /v1/loads. found: of `report`; only: the one replica that is asked for."""
     now = datetime.datetime.fromtimestamp(clock.wall_s(), datetime.UTC).isoformat()
-    load: dict[str, Any] = {"timestamp": now, "dp_rank": 0}
+    return {
+        "timestamp": now,
+        "version": __version__,
+        "accelerator": client.args.device,
+        "num_accelerators": 1,
+        "loads": [
+            {"timestamp": now, "dp_rank": number, **_sections(client, one, wanted)}
+            for number, one in enumerate(found)
+            if only is None or number == only
+        ],
+    }
+
+
+def _sections(client: EngineClient, found: Mapping[str, Any], wanted: frozenset[str]) -> dict[str, Any]:
+    load: dict[str, Any] = {}
     if "core" in wanted:
         load.update(_core(client, found))
     if "memory" in wanted:
@@ -55,13 +80,7 @@ def loads(client: EngineClient, found: Mapping[str, Any], wanted: frozenset[str]
     for section, name in (("spec", "speculative"), ("lora", "lora")):
         if section in wanted:
             load[name] = None  # not part of this server
-    return {
-        "timestamp": now,
-        "version": __version__,
-        "accelerator": client.args.device,
-        "num_accelerators": 1,
-        "loads": [load],
-    }
+    return load
 
 
 def _core(client: EngineClient, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,9 +125,14 @@ def _mean(found: Mapping[str, Any] | None) -> float:
     return 0.0 if found is None else found["total"] / max(1, sum(found["counts"]))
 
 
-def legacy(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def legacy(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The body of /get_load, which routers still poll."""
-    waiting = found["num_waiting"] + found["num_grammar"]
-    tokens = found["used_tokens"] + found["waiting_tokens"]
-    running = found["num_running"]
-    return [{"dp_rank": 0, "num_reqs": running + waiting, "num_waiting_reqs": waiting, "num_tokens": tokens}]
+    return [
+        {
+            "dp_rank": number,
+            "num_reqs": one["num_running"] + one["num_waiting"] + one["num_grammar"],
+            "num_waiting_reqs": one["num_waiting"] + one["num_grammar"],
+            "num_tokens": one["used_tokens"] + one["waiting_tokens"],
+        }
+        for number, one in enumerate(found)
+    ]

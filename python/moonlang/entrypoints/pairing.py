@@ -1,4 +1,4 @@
-"""The fields by which a router tells a prefill and a decode server that they are to serve a request together."""
+"""The fields by which a router says where a request is to be served: in which pair of servers, by which replica."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ ALONE = "2.2.2.2"  # a host that nobody dials: probes and warm-ups send it to se
 class PairFields(msgspec.Struct, kw_only=True):
     """Where the prefill half is: its host and bootstrap port, and the room of the pair.
 
-    Each is one value, or a list with one value per prompt or per sequence.
+    Each is one value, or a list with one value per prompt or per sequence. routed_dp_rank: the replica that is to serve
+    the call; data_parallel_rank is its older name. disagg_prefill_dp_rank: the same for the prefill server of a pair.
     """
 
     bootstrap_host: str | list[str | None] | None = None
     bootstrap_port: int | list[int | None] | None = None
     bootstrap_room: int | list[int] | None = None
+    routed_dp_rank: int | None = None
+    data_parallel_rank: int | None = None
+    disagg_prefill_dp_rank: int | None = None
 
 
 class Rooms:
@@ -77,6 +81,13 @@ def rooms(args: ServerArgs, fields: PairFields) -> Rooms | None:
             hint=f"This is a {args.disaggregation_mode} server: send requests to its router.",
         )
     return Rooms(args, fields)
+
+
+def dp_rank(args: ServerArgs, fields: PairFields) -> int | None:
+    """The replica that is to serve a call; None: any. A decode server finds its peer without being told the replica."""
+    if args.disaggregation_mode == "prefill" and fields.disagg_prefill_dp_rank is not None:
+        return fields.disagg_prefill_dp_rank
+    return fields.data_parallel_rank if fields.routed_dp_rank is None else fields.routed_dp_rank
 
 
 def _each(name: str, value: T | list[T] | list[T | None] | None, samples: Sequence[int]) -> list[T | None]:

@@ -43,6 +43,7 @@ class Common:
     priority: int | None = None
     extra_key: str = ""
     rooms: Rooms | None = None
+    dp_rank: int | None = None
 
 
 async def token_ids(client: EngineClient, prompt: str | list[Any]) -> list[int]:
@@ -99,6 +100,7 @@ def expand(client: EngineClient, prompts: Sequence[Prompt], common: Common) -> l
                 priority=priority,
                 extra_key=common.extra_key,
                 timeout_ms=timeout_ms,
+                dp_rank=common.dp_rank,
             )
             for sample in range(n)
         ]

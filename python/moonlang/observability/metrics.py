@@ -6,8 +6,10 @@ addition, because some are made per token; a Prometheus client object would take
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -35,7 +37,9 @@ class _ByStreaming:
 class ServerMetrics(Collector):
     """Metrics of one server as the API process sees them; the scheduler's gauges come in with each scrape.
 
-    model_name and extra: constant labels. The bounds are ascending bucket limits, in seconds or tokens.
+    model_name and extra: constant labels. replicas: with more than one, what each scheduler says has a label dp_rank.
+    process: with what the operating system knows of this process. The bounds are ascending bucket limits, in seconds or
+    tokens.
     """
 
     def __init__(
@@ -44,45 +48,61 @@ class ServerMetrics(Collector):
         *,
         engine_type: str = "unified",
         extra: Mapping[str, str] | None = None,
+        replicas: int = 1,
         ttft_s: tuple[float, ...] = buckets.TIME_TO_FIRST_TOKEN_S,
         inter_token_s: tuple[float, ...] = buckets.INTER_TOKEN_S,
         e2e_s: tuple[float, ...] = buckets.END_TO_END_S,
         prompt_tokens: tuple[float, ...] = buckets.TOKENS,
         generation_tokens: tuple[float, ...] = buckets.TOKENS,
+        process: bool = True,
     ) -> None:
+        self._empty = partial(
+            ServerMetrics,
+            model_name,
+            engine_type=engine_type,
+            extra=extra,
+            replicas=replicas,
+            ttft_s=ttft_s,
+            inter_token_s=inter_token_s,
+            e2e_s=e2e_s,
+            prompt_tokens=prompt_tokens,
+            generation_tokens=generation_tokens,
+            process=False,
+        )
         self._labels = {"engine_type": engine_type, "model_name": model_name, **(extra or {})}
         self.time_to_first_token_s = _ByStreaming(ttft_s)
         self.time_per_output_token_s = _ByStreaming(inter_token_s)
         self.e2e_s = _ByStreaming(e2e_s)
         self.inter_token_s = Distribution(inter_token_s)
-        self.queue_s = Distribution(buckets.QUEUE_S)
+        self.queue_s = [Distribution(buckets.QUEUE_S) for _ in range(replicas)]
         self.prompt_tokens = Distribution(prompt_tokens)
         self.uncached_prompt_tokens = Distribution(prompt_tokens)
         self.generation_tokens = Distribution(generation_tokens)
         self._requests = [0, 0]  # by streaming, as the next two
         self._prompt_total = [0, 0]
         self._generation_total = [0, 0]
-        self._cached_total = 0
-        self._aborted_total = 0
-        self._grammar_total = 0
+        self._cached_total = [0]
+        self._aborted_total = [0]
+        self._grammar_total = [0]
         self._http_requests: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._http_active: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._http_responses: defaultdict[tuple[str, str, str], int] = defaultdict(int)
-        self._scheduler: Mapping[str, Any] = {}
+        self._loads: Sequence[Mapping[str, Any]] = ()
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        if process:
+            ProcessCollector(registry=self._registry)
 
     def started(self, streaming: bool, grammar: bool) -> None:
         """A request was sent to the scheduler."""
         self._requests[streaming] += 1
-        self._grammar_total += grammar
+        self._grammar_total[0] += grammar
 
     def ended(self, streaming: bool, *, prompt: int, cached: int, output: int, e2e_s: float, decode_s: float) -> None:
         """A request finished by itself. Tokens, and seconds from arrival and from the first token to the last."""
         self._prompt_total[streaming] += prompt
         self._generation_total[streaming] += output
-        self._cached_total += cached
+        self._cached_total[0] += cached
         self.prompt_tokens.observe(prompt)
         self.uncached_prompt_tokens.observe(prompt - cached)
         self.generation_tokens.observe(output)
@@ -92,7 +112,7 @@ class ServerMetrics(Collector):
 
     def aborted(self) -> None:
         """A request was refused by the engine, or its client went away."""
-        self._aborted_total += 1
+        self._aborted_total[0] += 1
 
     def http_started(self, endpoint: str, method: str) -> None:
         self._http_requests[endpoint, method] += 1
@@ -102,16 +122,55 @@ class ServerMetrics(Collector):
         self._http_active[endpoint, method] -= 1
         self._http_responses[endpoint, str(status), method] += 1
 
-    def render(self, scheduler: Mapping[str, Any]) -> bytes:
-        """The exposition text. scheduler: the values of `loads`, by the names used in `_scheduler_families`."""
-        self._scheduler = scheduler
+    def render(self, loads: Sequence[Mapping[str, Any]], elsewhere: Sequence[Mapping[str, Any]] = ()) -> bytes:
+        """The exposition text. loads: of each scheduler, by the names used in `_scheduler_families`; () if unknown.
+        elsewhere: the `numbers` of other processes of this server; then only what concerns all is said."""
+        if elsewhere:
+            whole = self._empty()
+            for numbers in (self.numbers(), *elsewhere):
+                whole._add(numbers)
+            return whole.render(loads)
+        self._loads = loads
         return generate_latest(self._registry)
+
+    def numbers(self) -> dict[str, Any]:
+        """All that has been counted, as plain values for another process of this server."""
+        return {
+            "distributions": [[one.counts, one.total] for one in self._distributions()],
+            "totals": self._totals(),
+            "http": [[[*labels, count] for labels, count in table.items()] for table in self._http()],
+        }
+
+    def _add(self, numbers: Mapping[str, Any]) -> None:
+        """Count what another process has counted."""
+        for one, (counts, total) in zip(self._distributions(), numbers["distributions"], strict=True):
+            one.counts = [mine + theirs for mine, theirs in zip(one.counts, counts, strict=True)]
+            one.total += total
+        for mine, theirs in zip(self._totals(), numbers["totals"], strict=True):
+            mine[:] = [a + b for a, b in zip(mine, theirs, strict=True)]
+        for table, rows in zip(self._http(), numbers["http"], strict=True):
+            for *labels, count in rows:
+                table[tuple(labels)] += count
+
+    def _distributions(self) -> list[Distribution]:
+        by_streaming = (self.time_to_first_token_s, self.time_per_output_token_s, self.e2e_s)
+        tokens = (self.prompt_tokens, self.uncached_prompt_tokens, self.generation_tokens)
+        return [*(side for pair in by_streaming for side in pair.sides), self.inter_token_s, *self.queue_s, *tokens]
+
+    def _totals(self) -> list[list[int]]:
+        counted = (self._requests, self._prompt_total, self._generation_total)
+        return [*counted, self._cached_total, self._aborted_total, self._grammar_total]
+
+    def _http(self) -> tuple[defaultdict[Any, int], ...]:
+        return self._http_requests, self._http_active, self._http_responses
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry, once at registration and once per scrape."""
         yield from self._request_families()
         yield from self._http_families()
-        yield from self._scheduler_families()
+        replicas = len(self.queue_s)
+        loads: Sequence[Mapping[str, Any]] = self._loads or [{}] * replicas
+        yield from joined(self._scheduler_families(number, loads[number]) for number in range(replicas))
 
     def _request_families(self) -> Iterator[Metric]:
         names, values = list(self._labels), list(self._labels.values())
@@ -128,14 +187,14 @@ class ServerMetrics(Collector):
         cached = CounterMetricFamily(
             "sglang:cached_tokens_total", "Prompt tokens found in the cache.", labels=[*names, "cache_source"]
         )
-        cached.add_metric([*values, "device"], self._cached_total)
+        cached.add_metric([*values, "device"], self._cached_total[0])
         yield cached
         for name, text, count in (
             ("num_aborted_requests_total", "Requests refused or aborted.", self._aborted_total),
             ("num_so_requests_total", "Requests with a grammar.", self._grammar_total),
         ):
             family = CounterMetricFamily(f"sglang:{name}", text, labels=names)
-            family.add_metric(values, count)
+            family.add_metric(values, count[0])
             yield family
         yield from self._request_histograms(names, values)
 
@@ -175,27 +234,41 @@ class ServerMetrics(Collector):
             responses.add_metric(labels, count)
         yield from (requests, active, responses)
 
-    def _scheduler_families(self) -> Iterator[Metric]:
+    def _scheduler_families(self, replica: int, load: Mapping[str, Any]) -> Iterator[Metric]:
         labels = {**self._labels, "tp_rank": "0", "pp_rank": "0", "moe_ep_rank": "0"}
+        if len(self.queue_s) > 1:
+            labels["dp_rank"] = str(replica)
         names, values = list(labels), list(labels.values())
         queue = HistogramMetricFamily("sglang:queue_time_seconds", "Time spent waiting for admission.", labels=names)
-        self.queue_s.export(queue, values)
+        self.queue_s[replica].export(queue, values)
         yield queue
         for kind, name, key in SCHEDULER_METRICS:
-            if key in self._scheduler:
+            if key in load:
                 family = kind(f"sglang:{name}", f"Scheduler: {key}.", labels=names)
-                family.add_metric(values, float(self._scheduler[key]))
+                family.add_metric(values, float(load[key]))
                 yield family
         tokens = CounterMetricFamily(
             "sglang:realtime_tokens_total", "Tokens processed so far.", labels=[*names, "mode"]
         )
         for mode, key in REALTIME_TOKENS:
-            if key in self._scheduler:
-                tokens.add_metric([*values, mode], float(self._scheduler[key]))
+            if key in load:
+                tokens.add_metric([*values, mode], float(load[key]))
         yield tokens
-        if "distributions" in self._scheduler.get("pairs", {}):
-            yield from pairs.families(labels, self._labels["engine_type"], self._scheduler["pairs"])
-        yield from tiers.families(self._scheduler, self._labels)
+        if "distributions" in load.get("pairs", {}):
+            yield from pairs.families(labels, self._labels["engine_type"], load["pairs"])
+        yield from tiers.families(
+            load, {**self._labels, "dp_rank": labels["dp_rank"]} if "dp_rank" in labels else self._labels
+        )
+
+
+def joined(parts: Iterable[Iterable[Metric]]) -> Iterator[Metric]:
+    """Families of several sources, those of one name as one: a name may stand in the exposition only once."""
+    found: dict[str, Metric] = {}
+    for family in itertools.chain.from_iterable(parts):
+        first = found.setdefault(family.name, family)
+        if first is not family:
+            first.samples.extend(family.samples)
+    yield from found.values()
 
 
 # (family, metric name, key of the scheduler's load report)

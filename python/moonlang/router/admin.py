@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import aiohttp
 import msgspec
@@ -28,23 +29,30 @@ FLUSH_S = 600.0
 
 
 class NewWorker(msgspec.Struct, kw_only=True):
-    """POST /workers. bootstrap_port: of a prefill server, which is asked for it if left out."""
+    """POST /workers. bootstrap_port: of a prefill server, which is asked for it if left out. name: for people."""
 
     url: str
     worker_type: Kind | None = None
     bootstrap_port: int | None = None
+    name: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 class AdminRoutes:
     """Routes that the router answers itself, some of them by asking all workers."""
 
     def __init__(
-        self, workers: WorkerSet, watch: Watch, session: aiohttp.ClientSession, metrics: RouterMetrics
+        self,
+        workers: WorkerSet,
+        watch: Watch,
+        session: aiohttp.ClientSession,
+        metrics: RouterMetrics,
+        cluster_card: str | None = None,
     ) -> None:
         self._workers = workers
         self._watch = watch
         self._session = session
         self._metrics = metrics
+        self._cluster_card = cluster_card
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["router"])
@@ -67,6 +75,7 @@ class AdminRoutes:
             ("GET", "/workers/{name:path}", self.show_worker),
             ("DELETE", "/workers/{name:path}", self.remove_worker),
             ("GET", "/metrics", self.metrics),
+            ("GET", "/cluster", self.cluster),
         ):
             router.add_api_route(path, handler, methods=[method], response_model=None)
         return router
@@ -136,7 +145,7 @@ class AdminRoutes:
         try:
             body = await exchange.read_json(request, NewWorker)
             kind = body.worker_type or self._workers.kinds[0]
-            worker = self._workers.add(body.url, kind, body.bootstrap_port)
+            worker = self._workers.add(body.url, kind, body.bootstrap_port, body.name)
         except (RequestError, ConfigError) as error:
             return errors.response(RequestError(str(error)))
         self._watch.start(worker)
@@ -159,6 +168,16 @@ class AdminRoutes:
     async def metrics(self) -> Response:
         """Prometheus metrics of the router; workers have their own."""
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+
+    async def cluster(self) -> Response:
+        """What a host must know to join: the card that the cluster's owner has written."""
+        try:
+            card = Path(self._cluster_card).read_bytes() if self._cluster_card else b""
+        except OSError:
+            card = b""
+        if not card:
+            return errors.reply(404, "no_cluster", "This router was not started by `moonlang up`.")
+        return Response(card, media_type="application/json")
 
     def _up(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.up]
@@ -220,6 +239,7 @@ def _shown(worker: Worker) -> dict[str, Any]:
     now_ns = clock.monotonic_ns()
     return {
         "id": worker.id,
+        "name": worker.name,
         "url": worker.url,
         "model_id": worker.facts.get("served_model_name") or worker.facts.get("model_path"),
         "worker_type": worker.kind,

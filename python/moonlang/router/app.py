@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 from dataclasses import dataclass
 
 import aiohttp
@@ -11,6 +12,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from moonlang.disaggregation.frames import TOKEN_VARIABLE
+from moonlang.entrypoints.ui.site import Site
 from moonlang.router import errors
 from moonlang.router.admin import AdminRoutes
 from moonlang.router.args import RouterArgs
@@ -19,6 +22,7 @@ from moonlang.router.dispatch import Dispatcher
 from moonlang.router.health import Watch
 from moonlang.router.metrics import RouterMetrics
 from moonlang.router.relay import Relay
+from moonlang.router.ui import UiRoutes
 from moonlang.router.workers import WorkerSet
 from moonlang.version import __version__
 
@@ -36,6 +40,7 @@ WHOLE_SERVERS = {
         *("/encode", "/classify"),
     )
 }
+TOKEN_HEADER = b"x-moonlang-cluster-token"
 _OPEN_PREFIXES = ("/health", "/liveness", "/readiness", "/ready", "/metrics")  # probes and scrapers carry no keys
 
 
@@ -62,9 +67,14 @@ def build_app(parts: Parts) -> FastAPI:
     for table, endpoint in ((GENERATION, generation), (QUESTIONS, questions), (WHOLE_SERVERS, whole)):
         for method, paths in table.items():
             app.router.routes += [Route(path, endpoint, methods=[method]) for path in paths]
-    app.include_router(AdminRoutes(parts.workers, parts.watch, parts.session, metrics).router())  # last: rarely asked
-    if args.api_key:
-        app.add_middleware(KeyCheck, key=args.api_key)
+    admin = AdminRoutes(parts.workers, parts.watch, parts.session, metrics, args.cluster_card)
+    app.include_router(admin.router())  # last: rarely asked
+    pages = Site()
+    app.include_router(UiRoutes(parts.workers, parts.session, metrics).router())
+    app.include_router(pages.router())
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if args.api_key or token:
+        app.add_middleware(KeyCheck, key=args.api_key or "", token=token, open_paths=pages.open_paths)
     app.add_middleware(
         CORSMiddleware, allow_origins=["*"], allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
     )
@@ -72,19 +82,31 @@ def build_app(parts: Parts) -> FastAPI:
 
 
 class KeyCheck:
-    """Lets pass who knows the key."""
+    """Lets pass who knows the key, "" being none. Who knows the cluster's token may change the set of workers and learn
+    how to join; where there is a token, nobody else may."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, token: str = "", open_paths: frozenset[str] = frozenset()) -> None:
         self._app = app
-        self._wanted = b"Bearer " + key.encode()
+        self._key = b"Bearer " + key.encode() if key else b""
+        self._token = token.encode()
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if scope["type"] == "http" and scope["method"] != "OPTIONS" and not scope["path"].startswith(_OPEN_PREFIXES):
-            sent = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(sent, self._wanted):
-                app = errors.reply(401, "unauthorized", "The API key is missing or wrong.")
+        lacking = self._lacking(scope) if scope["type"] == "http" and scope["method"] != "OPTIONS" else ""
+        app = errors.reply(401, "unauthorized", f"The {lacking} is missing or wrong.") if lacking else self._app
         await app(scope, receive, send)
+
+    def _lacking(self, scope: Scope) -> str:
+        """What the client of a request should have sent; "" when it may pass."""
+        path, headers = scope["path"], dict(scope["headers"])
+        if self._token and (path == "/cluster" or path.startswith("/workers")):
+            if hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token):
+                return ""
+            if path == "/cluster" or scope["method"] != "GET":
+                return "cluster token"
+        if not self._key or path in self._open_paths or path.startswith(_OPEN_PREFIXES):
+            return ""
+        return "" if hmac.compare_digest(headers.get(b"authorization", b""), self._key) else "API key"
 
 
 class _NotByPairs:

@@ -89,6 +89,7 @@ class RouterArgs:
     shutdown_grace_period_secs: Annotated[int, Flag("How long requests may still run after SIGTERM", low=0)] = 180
     api_key: Annotated[str | None, Flag("Key that clients must send; the router sends it to workers too")] = None
     log_level: Annotated[str, Flag("Level of the log", LOG_LEVELS)] = "info"
+    cluster_card: Annotated[str | None, Flag("File that tells hosts how to join, written by `moonlang up`")] = None
 
     @property
     def pairs(self) -> bool:

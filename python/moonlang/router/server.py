@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 import uvloop
 
-from moonlang.base import clock, log
+from moonlang.base import clock, log, notify
 from moonlang.entrypoints import front
 from moonlang.router.app import Parts, build_app
 from moonlang.router.args import RouterArgs
@@ -24,11 +24,14 @@ from moonlang.router.workers import HealthLimits, WorkerSet
 _log = log.get(__name__)
 
 
-def serve(args: RouterArgs) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status. ConfigError when the configuration cannot work."""
+def serve(args: RouterArgs, given: socket.socket | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. ConfigError when the configuration cannot work.
+
+    given: a socket that listens already, in place of --host and --port.
+    """
     log.configure("router", args.log_level)
     front.raise_open_files()
-    with front.stopped_by_signals(), front.listening(args.host, args.port) as listener:
+    with front.stopped_by_signals(), given or front.listening(args.host, args.port) as listener:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(args, listener))
         return 0
@@ -92,4 +95,5 @@ class _Server(front.Server):
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             _log.info("Listening on %s:%d", host, port)
+        notify.ready()
         _log.info("The router is ready; its workers are announced as they come up")

@@ -28,8 +28,8 @@ class HealthLimits:
 class Worker:
     """One server. It gets requests while it is up, not leaving, and its breaker lets them pass.
 
-    bootstrap_port: of a prefill server; unless port_given, what it says of itself. problem: why it cannot be used, ""
-    when it can. heard_ns: when it last said anything.
+    bootstrap_port: of a prefill server; unless port_given, what it says of itself. name: what its cluster calls it.
+    problem: why it cannot be used, "" when it can. heard_ns: when it last said anything.
     """
 
     def __init__(
@@ -41,8 +41,10 @@ class Worker:
         health: HealthLimits,
         breaker: BreakerLimits,
         max_index_chars: int,
+        name: str,
     ) -> None:
         self.id = str(number)
+        self.name = name
         self.url = url
         self.kind: Kind = kind
         self.host = urlsplit(url).hostname or ""
@@ -140,7 +142,7 @@ class WorkerSet:
         """What a request needs one of each of."""
         return ("prefill", "decode") if self.pairs else ("regular",)
 
-    def add(self, url: str, kind: Kind, bootstrap_port: int | None = None) -> Worker:
+    def add(self, url: str, kind: Kind, bootstrap_port: int | None = None, name: str = "") -> Worker:
         """A new worker, not yet up. ConfigError when it cannot be one."""
         url = checked_url(url)
         if kind not in self.kinds:
@@ -152,7 +154,8 @@ class WorkerSet:
         if len(self) >= MAX_WORKERS:
             raise ConfigError(f"A router has at most {MAX_WORKERS} workers.")
         self._next += 1
-        worker = Worker(self._next, url, kind, bootstrap_port, self._health, self._breaker, self._max_index_chars)
+        index_chars = self._max_index_chars
+        worker = Worker(self._next, url, kind, bootstrap_port, self._health, self._breaker, index_chars, name)
         self._workers[worker.id] = worker
         return worker
 

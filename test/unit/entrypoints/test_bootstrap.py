@@ -134,3 +134,18 @@ def test_the_token_is_sent(args: ServerArgs, monkeypatch: pytest.MonkeyPatch) ->
             bootstrap.register(host.site, route("p2"))
     finally:
         host.close()
+
+
+def test_port_0_is_a_free_one_that_it_knows() -> None:
+    args = ServerArgs(disaggregation_bootstrap_port=0, page_size=16)
+    hosts = [BootstrapHost(args), BootstrapHost(args)]
+    try:
+        ports = [host.site[1] for host in hosts]
+        assert len(set(ports)) == 2
+        assert 0 not in ports
+        for host in hosts:
+            host.announce(route(str(host.site[1])))
+            assert [one.instance for one in bootstrap.instances(host.site)] == [str(host.site[1])]
+    finally:
+        for host in hosts:
+            host.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -12,7 +13,7 @@ LOADS = {"num_running": 3, "num_waiting": 1, "token_usage": 0.25, "cache_hit_rat
 
 
 def scrape(metrics: ServerMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = metrics.render(LOADS).decode()
+    text = metrics.render([LOADS]).decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -88,3 +89,36 @@ def test_bucket_flags_are_sorted() -> None:
     assert buckets.seconds(None, buckets.END_TO_END_S) == buckets.END_TO_END_S
     assert buckets.TIME_TO_FIRST_TOKEN_S[-1] == 400
     assert buckets.END_TO_END_S[-1] == 2400
+
+
+def test_what_other_processes_have_counted_is_added() -> None:
+    first, second = ServerMetrics("m", replicas=2), ServerMetrics("m", replicas=2)
+    for metrics, streaming in ((first, True), (second, True), (second, False)):
+        metrics.started(streaming, grammar=streaming)
+        metrics.time_to_first_token_s.observe(streaming, 0.15)
+        metrics.queue_s[1].observe(0.5)
+        metrics.ended(streaming, prompt=120, cached=20, output=5, e2e_s=0.5, decode_s=0.04)
+        metrics.http_started("/generate", "POST")
+    second.http_ended("/generate", "POST", 200)
+    second.aborted()
+    before = first.numbers()
+    text = first.render([], [msgspec.json.decode(msgspec.json.encode(second.numbers()))]).decode()
+    found = {
+        (sample.name, sample.labels.get("is_streaming", ""), sample.labels.get("dp_rank", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith("_bucket")
+    }
+    assert found["sglang:num_requests_total", "True", ""] == 2
+    assert found["sglang:num_requests_total", "False", ""] == 1
+    assert found["sglang:num_so_requests_total", "", ""] == 2
+    assert found["sglang:num_aborted_requests_total", "", ""] == 1
+    assert found["sglang:prompt_tokens_total", "True", ""] == 240
+    assert found["sglang:cached_tokens_total", "", ""] == 60
+    assert found["sglang:time_to_first_token_seconds_count", "True", ""] == 2
+    assert found["sglang:queue_time_seconds_count", "", "1"] == 3
+    assert found["sglang:queue_time_seconds_count", "", "0"] == 0
+    assert found["sglang:http_requests_total", "", ""] == 3
+    assert found["sglang:http_requests_active", "", ""] == 2
+    assert not [name for name, *_ in found if name.startswith("process_")]
+    assert first.numbers() == before

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 from fake_worker import FakeWorker, Routed, run_routed, tell
+
+from moonlang.disaggregation.frames import TOKEN_VARIABLE
 
 BODY = {"text": "hello"}
 
@@ -114,5 +118,36 @@ def test_metrics_tell_what_happened() -> None:
         assert await it.metric(f"smg_worker_requests_active{labels}") == 0
         assert await it.metric('smg_worker_pool_size{worker_type="regular"}') == 1
         assert await it.metric("smg_http_connections_active") == 0
+
+    run_routed(case, lambda: FakeWorker("a"))
+
+
+def test_with_a_token_only_its_owner_changes_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    card = tmp_path / "card.json"
+    card.write_text('{"name": "moon"}')
+    knows = {"x-moonlang-cluster-token": "secret"}
+
+    async def case(it: Routed) -> None:
+        url = it.workers[0].url
+        for headers in ({}, {"x-moonlang-cluster-token": "guess"}, {"authorization": "Bearer key"}):
+            assert (await it.http.get("/cluster", headers=headers)).status_code == 401
+            assert (await it.http.delete(f"/workers/{url}", headers=headers)).status_code == 401
+            assert (await it.http.post("/workers", json={"url": url}, headers=headers)).status_code == 401
+        assert (await it.http.get("/workers")).status_code == 401  # that is a matter of the key
+        assert (await it.http.get("/workers", headers={"authorization": "Bearer key"})).status_code == 200
+        assert (await it.http.post("/generate", json=BODY, headers=knows)).status_code == 401
+        assert (await it.http.get("/cluster", headers=knows)).json() == {"name": "moon"}
+        added = {"url": "http://127.0.0.1:9", "name": "server-7"}
+        assert (await it.http.post("/workers", json=added, headers=knows)).status_code == 202
+        shown = (await it.http.get("/workers", headers=knows)).json()["workers"]
+        assert [worker["name"] for worker in shown] == ["", "server-7"]
+
+    run_routed(case, lambda: FakeWorker("a"), api_key="key", cluster_card=str(card))
+
+
+def test_a_router_without_a_cluster_says_so() -> None:
+    async def case(it: Routed) -> None:
+        assert (await it.http.get("/cluster")).status_code == 404
 
     run_routed(case, lambda: FakeWorker("a"))

@@ -21,6 +21,7 @@ from moonlang.entrypoints.openai.protocol import REFUSED, ChatRequest, native_sa
 from moonlang.entrypoints.openai.route import Envelope, refused, sampling_defaults
 from moonlang.entrypoints.openai.shapes import Tally
 from moonlang.entrypoints.prompts import Common, Prompt
+from moonlang.entrypoints.receipt import Receipt
 from moonlang.entrypoints.stream import merge
 from moonlang.text.chat_template import ChatTemplate
 
@@ -47,14 +48,19 @@ class ChatRoutes:
             body = await exchange.read_json(request, ChatRequest)
             rid = prompts.checked_rid(body.rid or "") or client.fresh_rid()
             messages = await self._messages(body, rid)
+            receipts = [Receipt() for _ in messages] if body.return_meta_info else []
             stream = exchange.watch(client.open(messages), request.receive)
             if body.stream:
-                return EventStream(stream, await exchange.begin(stream), _chunks(client, body, rid, len(messages)))
+                chunks = _chunks(client, body, rid, len(messages), receipts)
+                return EventStream(stream, await exchange.begin(stream), chunks)
             found: list[list[TextDelta]] = [[] for _ in messages]
             await exchange.collect(stream, lambda index, delta: found[index].append(delta))
         except RequestError as error:
             return refused(error)
-        return json_response(_answer(client, body, rid, [merge(deltas) for deltas in found]))
+        wholes = [merge(deltas) for deltas in found]
+        for receipt, whole in zip(receipts, wholes, strict=False):
+            receipt.add(whole)
+        return json_response(_answer(client, body, rid, wholes, receipts))
 
     async def _messages(self, body: ChatRequest, rid: str) -> list[Generate]:
         generation.refuse_unsupported(body, REFUSED, self._client)
@@ -71,7 +77,13 @@ class ChatRoutes:
         )
         key = prompts.cache_key(body.cache_salt, body.extra_key)
         rooms = pairing.rooms(self._client.args, body)
-        common = Common(stream=bool(body.stream), priority=body.priority, extra_key=key, rooms=rooms)
+        common = Common(
+            stream=bool(body.stream),
+            priority=body.priority,
+            extra_key=key,
+            rooms=rooms,
+            dp_rank=pairing.dp_rank(self._client.args, body),
+        )
         return prompts.expand(self._client, [asked], common)
 
     async def _render(self, body: ChatRequest) -> list[int]:
@@ -96,41 +108,42 @@ class ChatRoutes:
         return prompts.logprob_spec(self._client, prompt_len, start=-1, top=top, ids=())
 
 
-def _answer(client: EngineClient, body: ChatRequest, rid: str, wholes: list[TextDelta]) -> dict[str, Any]:
+def _answer(
+    client: EngineClient, body: ChatRequest, rid: str, wholes: list[TextDelta], receipts: list[Receipt]
+) -> dict[str, Any]:
     choices: list[dict[str, Any]] = []
     tallies: list[Tally] = []
     for index, whole in enumerate(wholes):
         tally = Tally()
         tally.add(whole)
         tallies.append(tally)
-        choices.append(
-            {
-                "index": index,
-                "message": {
-                    "role": "assistant",
-                    "content": whole.text,
-                    "reasoning_content": None,
-                    "tool_calls": None,
-                },
-                "logprobs": shapes.chat_logprobs(whole.output, client.token_text) if body.logprobs else None,
-                "finish_reason": whole.finish.kind if whole.finish else None,
-                "matched_stop": shapes.matched_stop(whole.finish),
-            }
-        )
+        message = {"role": "assistant", "content": whole.text, "reasoning_content": None, "tool_calls": None}
+        choice = {
+            "index": index,
+            "message": message,
+            "logprobs": shapes.chat_logprobs(whole.output, client.token_text) if body.logprobs else None,
+            "finish_reason": whole.finish.kind if whole.finish else None,
+            "matched_stop": shapes.matched_stop(whole.finish),
+        }
+        if receipts:
+            choice["meta_info"] = receipts[index].meta_info(client, whole)
+        choices.append(choice)
     usage = shapes.usage(tallies, len(wholes), client.args.enable_cache_report)
     return Envelope(client, body, rid, "chat.completion").answer(choices, usage)
 
 
-def _chunks(client: EngineClient, body: ChatRequest, rid: str, count: int) -> Chunks:
+def _chunks(client: EngineClient, body: ChatRequest, rid: str, count: int, receipts: list[Receipt]) -> Chunks:
     envelope = Envelope(client, body, rid, "chat.completion.chunk")
-    return Chunks(client, body, envelope, _Choices(client, body, count), count=count, samples=count)
+    return Chunks(client, body, envelope, _Choices(client, body, count, receipts), count=count, samples=count)
 
 
 class _Choices:
     """The choices of a chat stream: first the role, then content, at last the reason for the end."""
 
-    def __init__(self, client: EngineClient, body: ChatRequest, count: int) -> None:
+    def __init__(self, client: EngineClient, body: ChatRequest, count: int, receipts: list[Receipt]) -> None:
+        """receipts: one per choice, or none when they are not wanted."""
         self._client = client
+        self._receipts = receipts
         self._logprobs = bool(body.logprobs)
         self._begun = [False] * count
 
@@ -139,6 +152,8 @@ class _Choices:
 
     def render(self, chunks: Chunks, index: int, delta: TextDelta) -> bytes:
         parts: list[bytes] = []
+        if self._receipts:
+            self._receipts[index].add(delta)
         if not self._begun[index]:
             self._begun[index] = True
             parts.append(chunks.chunk(self._choice(index, {"role": "assistant", "content": ""})))
@@ -151,6 +166,8 @@ class _Choices:
         if delta.finish is not None:
             stop = shapes.matched_stop(delta.finish)
             last = self._choice(index, {"content": None}, finish=delta.finish.kind, matched_stop=stop)
+            if self._receipts:
+                last["meta_info"] = self._receipts[index].meta_info(self._client, delta)
             parts.append(chunks.chunk(last))
         return b"".join(parts)
 

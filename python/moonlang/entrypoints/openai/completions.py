@@ -72,7 +72,13 @@ class CompletionRoutes:
             asked.append(Prompt(ids=ids, sampling=sampling, defaults=self._defaults, logprob=logprob, rid=name))
         key = prompts.cache_key(body.cache_salt, body.extra_key)
         rooms = pairing.rooms(self._client.args, body)
-        common = Common(stream=bool(body.stream), priority=body.priority, extra_key=key, rooms=rooms)
+        common = Common(
+            stream=bool(body.stream),
+            priority=body.priority,
+            extra_key=key,
+            rooms=rooms,
+            dp_rank=pairing.dp_rank(self._client.args, body),
+        )
         messages = prompts.expand(self._client, asked, common)
         samples = len(messages) // len(asked)
         echoes = [self._echo(text) if body.echo else "" for text in texts for _ in range(samples)]

@@ -84,6 +84,7 @@ class ChatRequest(_Request, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     input_ids: list[Any] | None = None
+    return_meta_info: bool | None = None
 
 
 class CompletionRequest(_Request, kw_only=True):
