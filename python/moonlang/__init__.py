@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 from moonlang.version import __version__
 
 if TYPE_CHECKING:
+    from moonlang.cluster.handle import Cluster
     from moonlang.config.server_args import ServerArgs
     from moonlang.entrypoints.engine import Engine
 
-__all__ = ["Engine", "ServerArgs", "__version__"]
+__all__ = ["Cluster", "Engine", "ServerArgs", "__version__"]
 
 # Loaded on first use, so that `import moonlang` stays cheap and needs no torch.
-_LAZY = {"Engine": "moonlang.entrypoints.engine", "ServerArgs": "moonlang.config.server_args"}
+_LAZY = {
+    "Cluster": "moonlang.cluster.handle",
+    "Engine": "moonlang.entrypoints.engine",
+    "ServerArgs": "moonlang.config.server_args",
+}
 
 
 def __getattr__(name: str) -> Any:
