@@ -30,9 +30,11 @@ KINDS = {
     "zmq": "--messaging-backend zmq",
     "mooncake": "--messaging-backend mooncake, within a host",
     "inproc": "--messaging-backend inproc, between two threads",
+    "pyzmq-tcp": "the yardstick between hosts",
     "zmq-tcp": "zmq over TCP, as between hosts",
     "mooncake-te": "--messaging-backend mooncake between hosts: over the transfer engine",
 }
+BETWEEN_HOSTS = ("pyzmq-tcp", "zmq-tcp", "mooncake-te")
 
 
 class Mailbox(Protocol):
@@ -80,7 +82,7 @@ class _Plan(msgspec.Struct):
 
 def _open(kind: str, name: str, addresses: dict[str, str]) -> Mailbox:
     match kind:
-        case "pyzmq":
+        case "pyzmq" | "pyzmq-tcp":
             return PlainZmq(name, addresses)
         case "zmq" | "zmq-tcp":
             return ZmqEndpoint(name, addresses)
@@ -124,8 +126,10 @@ def pair(kind: str, folder: Path, ports: Callable[[], int]) -> Iterator[Mailbox]
         with _threads() as mailbox:
             yield mailbox
         return
-    tcp = kind in ("zmq-tcp", "mooncake-te")
-    addresses = {name: f"tcp://127.0.0.1:{ports()}" if tcp else f"ipc://{folder}/{kind}-{name}" for name in (NEAR, FAR)}
+    addresses = {
+        name: f"tcp://127.0.0.1:{ports()}" if kind in BETWEEN_HOSTS else f"ipc://{folder}/{kind}-{name}"
+        for name in (NEAR, FAR)
+    }
     plan = folder / f"{kind}.json"
     plan.write_bytes(msgspec.json.encode(_Plan(kind, addresses)))
     mailbox = _open(kind, NEAR, addresses)

@@ -1,7 +1,7 @@
 """`moonlang bench messaging`: round trips and streams of every messaging backend on this machine, side by side.
 
 Backends take turns within every round (A B A B ...), so that what else the machine does hits all of them; the table
-shows medians over the rounds, and the ratio to plain pyzmq.
+shows medians over the rounds, and the ratio to plain pyzmq: over ipc:// within a host, over TCP between hosts.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from moonlang.base.clock import NS_PER_S, monotonic_ns
+from moonlang.base.clock import NS_PER_S, monotonic_ns, wall_s
 from moonlang.base.errors import BugError, ConfigError, PeerError
-from moonlang.bench.mailboxes import FAR, KINDS, Mailbox, one, pair
+from moonlang.bench.mailboxes import BETWEEN_HOSTS, FAR, KINDS, Mailbox, one, pair
 from moonlang.core.messages import Control, Reply
 from moonlang.mooncake import lib
 
 SIZES = (200, 64 << 10, 1 << 20)
-YARDSTICK = "pyzmq"
 _ROUND_TRIPS = {200: 400, 64 << 10: 150, 1 << 20: 30}
-_STREAMED = {200: 8000, 64 << 10: 600, 1 << 20: 60}
-_DEFAULT = "pyzmq,zmq,mooncake,inproc,zmq-tcp,mooncake-te"
+_STREAMED = {200: 30_000, 64 << 10: 2000, 1 << 20: 150}
+_DEFAULT = "pyzmq,zmq,mooncake,inproc,pyzmq-tcp,zmq-tcp,mooncake-te"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +62,7 @@ def main(argv: Sequence[str]) -> int:
     found = measure(kinds, sizes, args.rounds, args.scale)
     print("\n".join(table(found)))
     if args.out is not None:
-        machine = {"cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
-        rounds = {
-            kind: {size: list(map(dataclasses.asdict, rows)) for size, rows in by_size.items()}
-            for kind, by_size in found.items()
-        }
-        args.out.write_text(json.dumps({"machine": machine, "rounds": rounds}, indent=1) + "\n")
+        args.out.write_text(json.dumps(report(found), indent=1) + "\n")
     return 0
 
 
@@ -92,17 +89,49 @@ def table(found: Found) -> list[str]:
     for size in next(iter(found.values())):
         for kind, by_size in found.items():
             row = _median(by_size[size])
-            trip = rate = ""
-            if YARDSTICK in found and kind != YARDSTICK:
-                base = found[YARDSTICK][size]
-                pairs = list(zip(by_size[size], base, strict=True))
-                trip = f"{statistics.median(a.p50_us / b.p50_us for a, b in pairs):.2f}x"
-                rate = f"{statistics.median(a.per_second / b.per_second for a, b in pairs):.2f}x"
+            ratios = {name: f"{ratio:.2f}x" for name, ratio in _ratios(found, kind, size).items()}
+            trip, rate = ratios.get("trip_ratio", ""), ratios.get("rate_ratio", "")
             lines.append(
                 f"{kind:<12}{size:>9}{row.p50_us:>9.1f}{row.p90_us:>9.1f}{row.p99_us:>9.1f}{trip:>8}"
                 f"{row.per_second:>13,.0f}{rate:>8}{row.per_second * size / 1e6:>9,.0f}"
             )
     return lines
+
+
+def report(found: Found) -> dict[str, Any]:
+    """What a reader needs to compare with another machine: where and when, medians, ratios to pyzmq, all rounds."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    machine = {
+        "date": datetime.fromtimestamp(wall_s(), UTC).isoformat(timespec="seconds"),
+        "cpu": next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("msgspec", "pyzmq")},
+        "mooncake": lib.version(),
+    }
+    rounds = {
+        kind: {size: [dataclasses.asdict(row) for row in rows] for size, rows in by_size.items()}
+        for kind, by_size in found.items()
+    }
+    medians = {
+        kind: {size: dataclasses.asdict(_median(rows)) | _ratios(found, kind, size) for size, rows in by_size.items()}
+        for kind, by_size in found.items()
+    }
+    return {"machine": machine, "medians": medians, "rounds": rounds}
+
+
+def _ratios(found: Found, kind: str, size: int) -> dict[str, float]:
+    """To the yardstick, as medians of the ratios round by round; none when it was not measured, or is this one."""
+    yardstick = "pyzmq-tcp" if kind in BETWEEN_HOSTS else "pyzmq"
+    if yardstick not in found or kind == yardstick:
+        return {}
+    pairs = list(zip(found[kind][size], found[yardstick][size], strict=True))
+    return {
+        "trip_ratio": round(statistics.median(a.p50_us / b.p50_us for a, b in pairs), 3),
+        "rate_ratio": round(statistics.median(a.per_second / b.per_second for a, b in pairs), 3),
+    }
 
 
 def _median(rows: Sequence[Figures]) -> Figures:

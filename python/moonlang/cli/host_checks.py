@@ -13,6 +13,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from moonlang.base import host_memory
 from moonlang.cli.check import Check
 from moonlang.config import alias, host
 from moonlang.config.server_args import ServerArgs
@@ -36,7 +37,7 @@ def run(args: ServerArgs) -> Iterator[Check]:
     yield from _packages()
     yield _processor()
     yield _gpu(args)
-    yield _memory(Path("/proc/meminfo"))
+    yield _memory(Path("/"))
     yield _shared_memory(Path("/dev/shm"))
     yield _port(args)
     yield _left_behind(None)
@@ -118,9 +119,9 @@ def _gpu(args: ServerArgs) -> Check:
     return Check("gpu", "ok", "none; the model runs on the CPU")
 
 
-def _memory(file: Path) -> Check:
-    lines = file.read_text().splitlines() if file.exists() else []
-    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+def _memory(root: Path) -> Check:
+    """What a server on the CPU may take: the least of what the host and the container leave."""
+    available = host_memory.free_bytes(root)
     text = f"{available / GIB:.1f} GiB available"
     if available < MEMORY_BYTES:
         return Check("memory", "warning", text, "Stop other programs, or lower --max-total-tokens.")

@@ -13,6 +13,11 @@ from moonlang.version import __version__
 # Name -> (module with `main(argv) -> int`, what it does).
 COMMANDS = {
     "serve": ("moonlang.launch_server", "start a server (the same as python -m moonlang.launch_server)"),
+    "up": ("moonlang.cluster.command", "start a cluster: router, servers, store; or join one"),
+    "status": ("moonlang.cli.clusters", "how the clusters on this host are"),
+    "logs": ("moonlang.cli.cluster_logs", "what a process of a cluster prints"),
+    "switch": ("moonlang.cli.cluster_switch", "make a prefill server a decode server, or the other way round"),
+    "down": ("moonlang.cli.cluster_down", "end a cluster"),
     "router": ("moonlang.router.command", "one address in front of many servers, alone or in pairs"),
     "doctor": ("moonlang.cli.doctor", "check this machine and the model, say how to fix what is wrong"),
     "explain": ("moonlang.cli.explain", "show what the flags of `serve` resolve to, and why"),

@@ -25,7 +25,12 @@ def test_all_backends_of_one_host_side_by_side(capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["pyzmq", "zmq", "mooncake", "inproc"]
     assert len(lines) == 1 + 4 * 3
-    rounds = json.loads(out.read_text())["rounds"]
+    found = json.loads(out.read_text())
+    assert found["machine"]["date"]
+    assert found["machine"]["versions"]["pyzmq"]
+    assert found["medians"]["mooncake"]["200"]["trip_ratio"] > 0
+    assert "trip_ratio" not in found["medians"]["pyzmq"]["200"]
+    rounds = found["rounds"]
     assert all(row["p50_us"] > 0 and row["per_second"] > 0 for row in rounds["mooncake"]["200"])
 
 

@@ -61,8 +61,9 @@ def test_packages_of_our_own_metadata(monkeypatch):
 
 @pytest.mark.parametrize(("kb", "status"), [(100, "warning"), (64 << 20, "ok")])
 def test_memory(tmp_path, kb, status):
-    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:  {kb} kB\n")
-    assert host_checks._memory(tmp_path / "meminfo").status == status
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:  {kb} kB\n")
+    assert host_checks._memory(tmp_path).status == status
 
 
 def test_shared_memory(tmp_path):
