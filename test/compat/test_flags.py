@@ -27,6 +27,9 @@ OWN_FLAGS = [
 ]
 # Fields that act within the configuration itself: where the model comes from, and what is checked at start.
 READ_BY_CONFIG = {
+    "elastic_ep_backend",
+    "ep_size",
+    "moe_dense_tp_size",
     "revision",
     "download_dir",
     "json_model_override_args",
@@ -41,6 +44,7 @@ OWN_CHOICES = {
     "--disaggregation-transfer-backend": {"local"},
     "--kv-cache-dtype": {"int8"},
     "--hicache-storage-backend": {"memory", "null"},
+    "--moe-a2a-backend": {"torch"},
 }
 OWN_DEFAULTS = {"--disaggregation-enable-kv-checksum": True}  # pages that travel are checked unless that is turned off
 
@@ -62,8 +66,8 @@ def sample(row):
     if row.flag is not None and row.flag.high is not None:
         number = row.flag.high
     text = {"int": str(number), "float": str(number), "str": "some-text", "json": '{"a": 1}'}[row.kind]
-    if row.names[0] == "--json-model-override-args":
-        text = '{"a": 1}'
+    own = {"--json-model-override-args": '{"a": 1}', "--kv-events-config": '{"publisher": "zmq"}'}
+    text = own.get(row.names[0], text)
     return [row.names[0], text]
 
 
@@ -228,12 +232,14 @@ ACCEPTED = [
     "--enable-hierarchical-cache --hicache-storage-backend mooncake --model-path M "
     '--hicache-storage-backend-extra-config \'{"master_server_address": "127.0.0.1:50051", "protocol": "rdma"}\'',
     "--load-format dummy --tp 1 --dp 1 --enable-dp-attention --cuda-graph-max-bs 8 --disable-cuda-graph",
+    "--model-path deepseek-ai/DeepSeek-V3 --moe-a2a-backend mooncake --mooncake-ib-device mlx5_0",
+    "--model-path M --tp 4 --ep 4 --moe-a2a-backend mooncake --enable-two-batch-overlap --moe-dense-tp-size 1",
     "--attention-backend torch_native --sampling-backend pytorch --grammar-backend xgrammar --device cpu",
 ]
 # Command line -> what the refusal names.
 REFUSED = {
     "--model-path M --disaggregation-mode prefill --enable-pdmux": "two servers",
-    "--model-path deepseek-ai/DeepSeek-V3 --moe-a2a-backend mooncake --mooncake-ib-device mlx5_0": "dense model",
+    "--model-path deepseek-ai/DeepSeek-V3 --tp-size 4 --enable-eplb": "nothing of the kind for experts",
 }
 
 

@@ -39,7 +39,7 @@ class Client:
         self.pool = np.zeros((PAGES, SCHEMA.page_bytes), np.uint8)
         self.channel = BACKEND(StoreOptions(model=f"test-{os.getpid()}"))
         region = KvRegion(address=self.pool.ctypes.data, stride=SCHEMA.page_bytes, num_pages=PAGES, schema=SCHEMA)
-        self.channel.register(region)
+        self.channel.register([region])
 
     def do(self, op: StoreOp) -> Completion:
         self.channel.submit(op)

@@ -44,12 +44,14 @@ def test_unknown_name():
 @pytest.mark.parametrize("module", ["moonlang", "sglang"])
 def test_launch_server_refuses_before_it_loads_torch(module):
     code = (
-        f"import sys, {module}.launch_server as program; status = program.main(['--dp', '2']); "
+        f"import sys, {module}.launch_server as program; status = program.main(['--attn-cp-size', '2']); "
         "assert 'torch' not in sys.modules; sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: --dp-size 2 is not supported. This version runs one model on one device;")
+    assert done.stderr.startswith(
+        "Error: --attn-cp-size 2 is not supported. This version runs one model on one device;"
+    )
 
 
 def test_a_real_sglang_beside_it_stops_the_launch(monkeypatch, capsys):
