@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,25 @@ def test_a_full_store_says_so_once(moody: Mood, good: list[Answer]) -> None:
     moody.set()
     until_used(server, 210, "full")
     assert server.ask(prompt(0)).same(good[0])
+
+
+def test_requests_go_on_while_a_store_takes_its_time_to_open(moody: Mood, good: list[Answer], tmp_path: Path) -> None:
+    server, route = moody.server, "/hicache/storage-backend"
+    assert server.http.delete(route).status_code == 200
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    extra = json.dumps({**server.extra, "gate": str(gate)})
+    body = {"hicache_storage_backend": "dynamic", "hicache_storage_backend_extra_config_json": extra}
+    with ThreadPoolExecutor(1) as client:
+        attached = client.submit(server.http.put, route, json=body)
+        with gate.open("wb"):  # the server waits at it now, and goes on when it is closed
+            assert server.ask(prompt(0)).same(good[0])
+            assert server.http.get(route).json()["hicache_storage_backend"] is None
+            assert server.http.put(route, json=body).status_code == 400
+            assert not attached.done()
+        assert attached.result(20).status_code == 200
+    assert server.http.get(route).json()["hicache_storage_backend"] == "dynamic"
+    until_used(server, 220, "attached")
 
 
 @pytest.fixture(scope="module")

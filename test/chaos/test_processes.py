@@ -57,6 +57,19 @@ def test_a_killed_role_ends_the_server_and_its_requests(server: WatchedServer, r
     assert_nothing_left(server, children)
 
 
+def test_a_killed_http_worker_ends_the_server(flags: tuple[str, ...]) -> None:
+    """Its clients are gone with it, and so are the requests that nobody else knows."""
+    with watched_server(*flags, "--tokenizer-worker-num", "2") as server:
+        server.wait_ready()
+        pids = server.roles()
+        assert sorted(pids) == ["api-1", "detokenizer", "scheduler"]
+        children = Watched(pids)
+        os.kill(pids["api-1"], signal.SIGKILL)
+        server.wait_line("The api-1 was killed by SIGKILL")
+        assert server.wait_exit() == 1
+        assert_nothing_left(server, children)
+
+
 def test_a_killed_server_takes_its_roles_along(server: WatchedServer) -> None:
     children = Watched(server.roles())
     os.kill(server.process.pid, signal.SIGKILL)

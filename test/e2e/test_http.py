@@ -11,6 +11,8 @@ import httpx
 import pytest
 from live_server import LiveServer
 
+from moonlang.roles.surveys import LOOKS
+
 PROMPT = "Once upon a time"
 LONG = {"max_new_tokens": 3000, "ignore_eos": True, "temperature": 0}
 
@@ -253,3 +255,14 @@ def test_info(server: LiveServer) -> None:
     assert info["max_total_num_tokens"] == 40000
     assert info["internal_states"][0]["memory_usage"]["token_capacity"] == 40000
     assert server.http.get("/v1/loads").json()["loads"][0]["num_running_reqs"] == 0
+
+
+def test_the_tree_of_an_idle_server_takes_several_steps(server: LiveServer) -> None:
+    params = {"max_new_tokens": 1, "temperature": 0}
+    prompts = [[first, *range(500, 520)] for first in range(10, 710)]  # a page each
+    server.http.post("/generate", json={"input_ids": prompts, "sampling_params": params})
+    server.wait_idle()
+    found = server.http.get("/ui/tree?nodes=10000").json()
+    assert found["num_nodes"] >= len(prompts) > LOOKS // 2  # each is looked at, and then taken
+    assert len(found["parent"]) > len(prompts)
+    assert sum(weight for parent, weight in zip(found["parent"], found["weight"], strict=True) if parent < 0) > 0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import httpx
+import msgspec
 import pytest
+import zmq
 from tiny_folder import write_tiny_folder
 from watched_server import WatchedServer, watched_server
 
@@ -26,6 +31,32 @@ def listening(server: WatchedServer) -> list[int]:
             inodes.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     return sorted({int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes})
+
+
+def test_what_the_prefix_tree_holds_is_published(model: Path, tmp_path: Path) -> None:
+    config = {"publisher": "zmq", "endpoint": f"ipc://{tmp_path}/events", "replay_endpoint": f"ipc://{tmp_path}/replay"}
+    flags = ("--load-format", "dummy", "--page-size", "4", "--kv-events-config", json.dumps(config))
+    with watched_server("--model-path", str(model), *flags) as server, zmq.Context() as context:
+        server.wait_ready()
+        body = {"input_ids": list(range(10, 22)), "sampling_params": {"max_new_tokens": 4, "ignore_eos": True}}
+        assert server.post("/generate", body)[0] == 200
+        assert httpx.post(f"http://127.0.0.1:{server.port}/flush_cache").status_code == 200
+        with context.socket(zmq.DEALER) as asker:
+            asker.set(zmq.RCVTIMEO, 10_000)
+            asker.connect(config["replay_endpoint"])
+            removed = False
+            while not removed:
+                asker.send_multipart((b"", bytes(8)))
+                events: list[dict[str, Any]] = []
+                while payload := asker.recv_multipart()[2]:
+                    events += msgspec.msgpack.decode(payload)[1]
+                removed = any(event["type"] == "BlockRemoved" for event in events)
+        stored = [event for event in events if event["type"] == "BlockStored"]
+        mine = next(event for event in stored if event["token_ids"][:12] == body["input_ids"])
+        assert mine["block_size"] == 4
+        assert mine["parent_block_hash"] is None
+        gone = {block for event in events if event["type"] == "BlockRemoved" for block in event["block_hashes"]}
+        assert gone == {block for event in stored for block in event["block_hashes"]}
 
 
 @pytest.mark.parametrize("backend", ["mooncake", "zmq"])

@@ -167,6 +167,29 @@ def test_metrics_tell_of_the_traffic(pair: Couple) -> None:
         assert load["kv_transfer_latency_ms"] > 0
 
 
+def test_the_receipt_tells_both_halves_apart(router: PdRouter) -> None:
+    text = "A receipt is what one gets for money that one has spent. " * 4
+    meta = router.http.post("/generate", json={"text": text, **GREEDY}).json()["meta_info"]
+    stages = {stage["name"]: stage["seconds"] for stage in meta["receipt"]["stages"]}
+    assert list(stages) == ["queue", "prefill", "transfer", "decode"]
+    assert sum(stages.values()) == pytest.approx(meta["e2e_latency"], rel=0.05)
+    assert 0 < stages["prefill"] < meta["e2e_latency"]
+    sources = meta["receipt"]["prompt_tokens_by_source"]
+    assert sources["computed"] + meta["cached_tokens"] == meta["prompt_tokens"]
+    assert sources["received"] >= sources["computed"]  # whole pages
+
+
+def test_the_page_shows_both_halves(router: PdRouter) -> None:
+    router.http.post("/generate", json={"text": "Hello", **GREEDY})
+    shown = router.http.get("/ui/state").json()["instances"]
+    assert [(one["kind"], one["up"], one["load"]["pairs"]["total_moved"] > 0) for one in shown] == [
+        ("prefill", True, True),
+        ("decode", True, True),
+    ]
+    trees = [router.http.get(f"/ui/tree?instance={one['id']}&nodes=5").json() for one in shown]
+    assert all(tree["weight"][0] > 0 and len(tree["parent"]) <= 5 for tree in trees)
+
+
 def test_a_room_is_needed(pair: Couple) -> None:
     answer = pair.prefill.http.post("/generate", json={"text": "Hi", **GREEDY})
     assert answer.status_code == 400

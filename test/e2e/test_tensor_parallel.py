@@ -4,65 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
+import msgspec
 import pytest
-from live_server import LiveServer, free_port
+from live_server import LiveServer, free_ports
+from packers import FORMATS, write_packed
 from pd_servers import couple
-
-STORY = "The old man and the sea. Once upon a time there was a fisherman who had caught nothing for many days. "
-FLAGS = ("--max-total-tokens", "20000", "--random-seed", "1", "--constrained-json-disable-any-whitespace")
-LOGPROBS = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 2}
+from ranked_answers import BODIES, FLAGS, STORY, answers, sampled
+from tiny_folder import write_tiny_folder
 
 
-def sampled(text: str | list[str], **params: Any) -> dict[str, Any]:
-    return {"text": text, "sampling_params": {"max_new_tokens": 24, **params}, **LOGPROBS}
-
-
-BODIES = {
-    "greedy": sampled(STORY * 3, temperature=0),
-    "seeded": sampled([STORY, "Hi"], temperature=1.0, sampling_seed=7, top_p=0.9, ignore_eos=True),
-    "plain": {"text": ["The", STORY * 9], "sampling_params": {"temperature": 0, "max_new_tokens": 24}},
-    "penalties": sampled(STORY, temperature=0, frequency_penalty=0.6, presence_penalty=0.3),
-    "grammar": sampled("A number: ", temperature=0, regex="[0-9]{3}-[a-f]{2}"),
-}
-
-
-def answers(server: LiveServer, body: dict[str, Any]) -> list[tuple[Any, ...]]:
-    response = server.http.post("/generate", json=body)
-    assert response.status_code == 200, response.text
-    found = response.json()
-    return [
-        (one["output_ids"], one["meta_info"].get("output_token_logprobs"), one["meta_info"].get("input_top_logprobs"))
-        for one in (found if isinstance(found, list) else [found])
-    ]
-
-
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[("2", "zmq"), ("4", "mooncake")], ids="-".join)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with LiveServer(tmp_path_factory.mktemp("ranks"), *FLAGS, "--tp-size", str(request.param)) as running:
+    """Plans go over sockets to the one, through a ring to the other."""
+    size, backend = request.param
+    flags = (*FLAGS, "--tp-size", size, "--messaging-backend", backend)
+    with LiveServer(tmp_path_factory.mktemp("ranks"), *flags) as running:
         yield running
 
 
 @pytest.mark.parametrize("name", BODIES)
 def test_the_same_bits(server: LiveServer, ranks: LiveServer, name: str) -> None:
     assert answers(ranks, BODIES[name]) == answers(server, BODIES[name])
-
-
-def free_ports() -> int:
-    """The first of two neighbouring ports that nobody listens on."""
-    while True:
-        first = free_port()
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", first + 1))
-            except OSError:
-                continue
-        return first
 
 
 def worker_of(server: LiveServer) -> int:
@@ -98,9 +64,10 @@ def test_models_that_cannot_be_shared(size: str, why: str, tmp_path: Path) -> No
         server.close()
 
 
-def test_ranks_on_two_nodes(server: LiveServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["--tp-size", "--pp-size"])
+def test_ranks_on_two_nodes(server: LiveServer, way: str, tmp_path: Path) -> None:
     """The second node ends with the first."""
-    nodes = ("--tp-size", "2", "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{free_ports()}")
+    nodes = (way, "2", "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{free_ports()}")
     follower = LiveServer(tmp_path, *FLAGS, *nodes, "--node-rank", "1")
     try:
         with LiveServer(tmp_path, *FLAGS, *nodes) as running:
@@ -124,3 +91,16 @@ def test_pairs_of_unequal_ranks(server: LiveServer, prefill: str, decode: str, t
             ((ids, logprobs, _),) = answers(server, single)
             assert (found["output_ids"], found["meta_info"].get("output_token_logprobs")) == (ids, logprobs)
         both.wait_free()
+
+
+def test_a_quantized_pair(tmp_path: Path) -> None:
+    """As documented: a GPTQ checkpoint, prefill and decode of two ranks each."""
+    folder = write_tiny_folder(tmp_path / "gptq", hidden_size=64, intermediate_size=160, head_dim=16)
+    write_packed(folder, msgspec.json.decode((folder / "config.json").read_bytes()), *FORMATS["gptq4"])
+    flags = ("--model-path", str(folder), "--tp-size", "2")
+    body = sampled(STORY, temperature=0, ignore_eos=True)
+    with LiveServer(tmp_path, *FLAGS, *flags[:2]) as single:
+        ((ids, logprobs, _),) = answers(single, body)
+    with couple(tmp_path, "mooncake", prefill=flags, decode=flags) as both:
+        found = both.ask(body).json()
+        assert (found["output_ids"], found["meta_info"]["output_token_logprobs"]) == (ids, logprobs)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import uvicorn
 from fake_engine import FakeEngine
 
 from moonlang.config.server_args import ServerArgs
+from moonlang.entrypoints import front
 from moonlang.entrypoints.app import build_app
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.health import Health
@@ -47,6 +51,31 @@ async def served(args: ServerArgs | None = None, *, metrics: bool = False, **mod
                 yield Served(http, engine, client, health)
         finally:
             client.close()
+
+
+@contextmanager
+def served_on_port(args: ServerArgs) -> Iterator[str]:
+    """The same behind a socket, for clients that need one; its URL."""
+    found: Future[tuple[str, uvicorn.Server]] = Future()
+
+    async def main() -> None:
+        with FakeEngine() as engine, front.listening("127.0.0.1", 0) as listener:
+            client = engine.client(args)
+            client.start(asyncio.get_running_loop())
+            app = build_app(client, ChatTemplate("", TEMPLATE, special_tokens={}), Health(client))
+            server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+            found.set_result((f"http://127.0.0.1:{listener.getsockname()[1]}", server))
+            await server.serve([listener])
+            client.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), name="served")
+    thread.start()
+    url, server = found.result(10)
+    try:
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 def run_served(case: Callable[[Served], Awaitable[None]], args: ServerArgs | None = None, **more: Any) -> None:

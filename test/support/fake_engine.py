@@ -40,6 +40,7 @@ LOADS: dict[str, Any] = {
     "max_total_tokens": 40,
     "waiting_tokens": 5,
     "new_token_ratio": 0.7,
+    "total_prompt_tokens": 6,
     "total_cached_tokens": 3,
     "total_output_tokens": 9,
     "total_retractions": 0,
@@ -48,6 +49,20 @@ LOADS: dict[str, Any] = {
     "gen_throughput": 7.0,
     "pairs": msgspec.to_builtins(PairStats()),
     "tiers": msgspec.to_builtins(TierStats()),
+}
+
+
+TREE: dict[str, Any] = {
+    "parent": [-1, 0],
+    "id": [1, 2],
+    "pages": [0, 3],
+    "weight": [3, 3],
+    "children": [1, 0],
+    "hits": [0, 2],
+    "idle": [0, 1],
+    "locked": [0, 1],
+    "tokens": [[], [72, 105]],
+    "num_nodes": 1,
 }
 
 
@@ -167,7 +182,7 @@ class FakeEngine:
         elif isinstance(body, Control):
             ok = self.flush_ok or body.verb != "flush_cache"
             message = "" if ok else "The cache is in use."
-            self._endpoint.send("api", Reply(body.id, ok, message, LOADS if body.verb == "loads" else {}))
+            self._endpoint.send("api", Reply(body.id, ok, message, {"loads": LOADS, "tree": TREE}.get(body.verb, {})))
 
     def _say(self, deltas: list[TextDelta]) -> None:
         for delta in deltas:

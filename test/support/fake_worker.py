@@ -42,7 +42,8 @@ async def stream(worker: FakeWorker, request: web.Request, events: int) -> web.S
 
 
 class FakeWorker:
-    """A server as the router sees it. answer: what it does with a generation; bodies: what it was sent."""
+    """A server as the router sees it. answer: what it does with a generation; bodies: what it was sent; pages: what
+    it answers to a GET of a path."""
 
     def __init__(self, name: str, mode: str = "null", answer: Answer = tell) -> None:
         self.name = name
@@ -52,6 +53,7 @@ class FakeWorker:
         self.bodies: list[Any] = []
         self.headers: list[dict[str, str]] = []
         self.asked: list[str] = []
+        self.pages: dict[str, Any] = {}
         self.raw_paths: list[str] = []
         self.free_events = 1 << 30
         self.gate = asyncio.Event()
@@ -96,6 +98,9 @@ class FakeWorker:
         self.raw_paths.append(request.raw_path)
         if request.path == "/health":
             return web.Response(status=200 if self.healthy else 503)
+        if request.path in self.pages:
+            self.headers.append({name.lower(): value for name, value in request.headers.items()})
+            return web.json_response(self.pages[request.path])
         if request.path == "/get_load":
             return web.json_response([{"dp_rank": 0, "num_tokens": 7}])
         return web.json_response(

@@ -47,6 +47,7 @@ class CachedServer(LiveServer):
         extra: Mapping[str, Any] = MappingProxyType({}),
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.extra = dict(extra)
         store = ["--hicache-storage-backend", backend] if backend else []
         if extra:
             store += ["--hicache-storage-backend-extra-config", json.dumps(dict(extra))]

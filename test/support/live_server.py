@@ -116,18 +116,23 @@ class LiveServer(LiveProcess):
         model = ["--model-path", os.environ[MODEL_VARIABLE]] if MODEL_VARIABLE in os.environ else []
         super().__init__(folder, "moonlang.launch_server", *model, *flags, environment=environment)
 
+    def loads(self) -> list[dict[str, float]]:
+        """Each scheduler's own numbers."""
+        return [state["load"] for state in self.http.get("/server_info").json()["internal_states"]]
+
     def load(self) -> dict[str, float]:
-        """The scheduler's own numbers."""
-        return self.http.get("/server_info").json()["internal_states"][0]["load"]
+        """Those of the first one."""
+        return self.loads()[0]
 
     def wait_idle(self, timeout_s: float = 20) -> dict[str, float]:
-        """The scheduler's numbers as soon as nothing runs or waits and no page is leased."""
+        """The first scheduler's numbers as soon as nothing runs or waits and no page is leased anywhere."""
+        busy = ("num_running", "num_waiting", "num_grammar", "used_tokens")
         deadline_ns = clock.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
         while True:
-            load = self.load()
-            if load["num_running"] + load["num_waiting"] + load["num_grammar"] + load["used_tokens"] == 0:
-                return load
-            assert clock.monotonic_ns() < deadline_ns, f"still busy after {timeout_s} s: {load}"
+            loads = self.loads()
+            if not any(load[name] for load in loads for name in busy):
+                return loads[0]
+            assert clock.monotonic_ns() < deadline_ns, f"still busy after {timeout_s} s: {loads}"
             clock.sleep_s(0.01)
 
 
@@ -136,3 +141,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def free_ports() -> int:
+    """The first of three neighbouring ports that nobody listens on."""
+    while True:
+        first = free_port()
+        with socket.socket() as one, socket.socket() as other:
+            try:
+                one.bind(("127.0.0.1", first + 1))
+                other.bind(("127.0.0.1", first + 2))
+            except OSError:
+                continue
+        return first

@@ -11,7 +11,7 @@ from typing import Any
 
 from moonlang.base import clock
 from moonlang.channels.pages import Bytes
-from moonlang.storage.channel import StoreFullError
+from moonlang.storage.channel import Headers, StoreFullError
 from moonlang.storage.faulty import Faults, FaultyStore
 from moonlang.storage.file import FileStore
 
@@ -19,16 +19,19 @@ _KINDS = {field.name for field in fields(Faults)}
 
 
 class MoodyStore:
-    """extra config: directory, and mood, a file with {"flip": 0.5, "delay_s": 0.1, "full": true, ...}."""
+    """extra config: directory, and mood, a file with {"flip": 0.5, "delay_s": 0.1, "full": true, ...}; gate, a named
+    pipe: the store opens when a writer has opened and closed it."""
 
     name = "moody"
 
     def __init__(self, extra: Mapping[str, Any]) -> None:
+        if "gate" in extra:
+            Path(extra["gate"]).read_bytes()
         self._mood = Path(extra["mood"])
         self._store = FaultyStore(FileStore(Path(extra["directory"]), 1 << 30), Faults())
 
-    def attach(self, pool: Bytes, headers: Bytes) -> None:
-        self._store.attach(pool, headers)
+    def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
+        self._store.attach(pools, headers)
 
     def leading(self, names: Sequence[str]) -> int:
         self._feel()

@@ -127,6 +127,29 @@ def store_service(folder: Path, master: str, segment: str) -> Iterator[StoreServ
 
 
 @contextmanager
+def client(folder: Path, master: str, segment: str) -> Iterator[str]:
+    """A running mooncake_client, the owner of a host's memory: its address."""
+    (port,) = free_ports(1)
+    command = [
+        program("mooncake_client"),
+        f"--global_segment_size={segment}",
+        f"--master_server_address={master}",
+        "--metadata_server=P2PHANDSHAKE",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--threads=2",
+    ]
+    with (folder / "client.log").open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        wait_for_port(port, process)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
 def master(folder: Path, *options: str) -> Iterator[Master]:
     port, metrics_port = free_ports(2)
     running = start_master(port, metrics_port, folder / "master.log", *options)

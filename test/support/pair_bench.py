@@ -370,3 +370,32 @@ class Pair:
             assert half.scheduler.idle
             pairs = half.scheduler.stats().pairs
             assert (pairs.num_pairing, pairs.num_moving, pairs.num_transfers, pairs.quarantined_pages) == (0, 0, 0, 0)
+
+
+def with_fallback(**fields: Any) -> Pair:
+    return Pair(decode=Half("decode", "D1", fallback=True, **fields))
+
+
+def wanted(pair: Pair, length: int = 9, count: int = 4, **fields: Any) -> Pair:
+    """Request "a" in room 7: the Want has been noted, the prompt is in a plan and nothing of it is computed."""
+    pair.add("a", prompt(length), 7, count, **fields)
+    pair.link()
+    pair.carry(pair.decode)
+    pair.carry(pair.prefill)
+    assert (pair.prefill.out, pair.decode.out, len(pair.prefill.plans)) == ([], [], 1)
+    return pair
+
+
+def pushing(pair: Pair, **fields: Any) -> Pair:
+    """Request "a" in room 7: all is computed, no push has been carried out."""
+    wanted(pair, **fields).prefill.run_plan()
+    assert pair.prefill.ops
+    return pair
+
+
+def served(pair: Pair, rid: str, length: int, count: int = 4) -> bool:
+    return pair.decode.tokens(rid) == answer(prompt(length), count) and pair.decode.end(rid) == ("length", 0)
+
+
+def kinds(half: Half) -> list[str]:
+    return [type(body).__name__ for _, body in half.out]

@@ -39,14 +39,14 @@ class PdServer(LiveServer):
         os.kill(self.scheduler, how)
 
     def pairs(self) -> dict[str, int]:
-        """The scheduler's numbers of its pairs."""
+        """The first scheduler's numbers of its pairs."""
         return self.load()["pairs"]  # type: ignore[return-value]
 
     def wait_free(self, timeout_s: float = 20) -> None:
         """Nothing runs, waits, moves or is in quarantine any more."""
         self.wait_idle(timeout_s)
         busy = ("num_pairing", "num_moving", "num_transfers", "quarantined_pages")
-        self.until(lambda: not any(self.pairs()[name] for name in busy), timeout_s)
+        self.until(lambda: not any(load["pairs"][name] for load in self.loads() for name in busy), timeout_s)  # type: ignore[index]
 
 
 class Couple:
