@@ -42,14 +42,15 @@ def placed(args: ServerArgs, place: int = 0) -> ServerArgs:
 def sharded_runner(
     args: ServerArgs, model: ModelConfig, seat: Seat, grammars: GrammarEngine | None = None
 ) -> ModelRunner:
-    """The ModelRunner of one rank; all ranks make theirs at the same time."""
-    args = placed(args, seat.rank % seat.local_size)
+    """The ModelRunner of one rank; all ranks make theirs at the same time, also those that share only experts."""
+    args = placed(args, seat.place)
     if args.device is not None and args.device.startswith("cuda"):
         torch.cuda.set_device(args.device)
     joined = join(seat)
-    config = dataclasses.replace(model, shard=joined.shard, stage=joined.stage)
-    exchange = None if joined.group is None else open_exchange(args, model, seat, joined.group)
-    return ModelRunner(config, args, grammars, joined.group, exchange, joined.pipe)
+    config = dataclasses.replace(model, shard=joined.shard, stage=joined.stage, experts_apart=joined.experts)
+    sharers = joined.expert_group or joined.group
+    exchange = None if sharers is None else open_exchange(args, model, seat, sharers)
+    return ModelRunner(config, args, grammars, joined.group, exchange, joined.pipe, joined.expert_group)
 
 
 class Crew:
@@ -92,6 +93,11 @@ class Crew:
         self._go_on_alone(reason)
         self._era = plan.era + 1
         return StepResult(plan.plan_id, (), lost=True)
+
+    def close(self) -> None:
+        """When the executor is closed: the other ranks end."""
+        if self._line is not None:
+            self._line.close()
 
     def _go_on_alone(self, reason: str) -> None:
         """PeerError when there is not enough memory for one rank to do so."""

@@ -20,6 +20,8 @@ class PlanOut(Protocol):
 
     def send(self, frame: bytes) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class PlanIn(Protocol):
     """See `messaging.plan_line.PlanReceiver`."""
@@ -41,8 +43,8 @@ def plan_sender(args: ServerArgs, seat: Seat) -> PlanOut:
     if _is_ring(args):
         from moonlang.mooncake.plan_ring import PlanRingSender
 
-        return PlanRingSender(seat.plans, seat.size - 1, token=_token())
-    return PlanSender(seat.plans, seat.size - 1, token=_token())
+        return PlanRingSender(seat.plans, seat.replica_size - 1, token=_token())
+    return PlanSender(seat.plans, seat.replica_size - 1, token=_token())
 
 
 def plan_receiver(args: ServerArgs, seat: Seat) -> PlanIn:
