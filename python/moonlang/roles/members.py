@@ -39,7 +39,7 @@ class Member:
 
     def runner(self, grammars: GrammarEngine) -> ModelRunner:
         """This rank's own; all ranks of all replicas make theirs at the same time."""
-        self._runner = sharded_runner(self._args, self._model, self._seat, grammars)
+        self._runner, _ = sharded_runner(self._args, self._model, self._seat, grammars)
         return self._runner
 
     def executor(self, depth: int) -> Executor:
