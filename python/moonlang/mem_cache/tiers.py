@@ -41,6 +41,7 @@ class Tiers:
             raise BugError("Tiers keep what the prefix tree holds; there is none.")
         self.config = config
         self.totals = TierTotals()
+        self.unasked = ""  # why there was nothing to wait for, after the latest `want`
         self.host = HostDirectory(config.host_slots)
         self._leases = leases
         self._cache = leases.cache
@@ -71,8 +72,9 @@ class Tiers:
     def want(self, tokens: list[int], extra_key: str, keys: PageKeys, limit: int, now_ns: int) -> Fetch | None:
         """Begin to bring up what the lower tiers have of the first `limit` tokens, if that is quicker than computing.
 
-        None when there is nothing to wait for.
+        None when there is nothing to wait for; `unasked` then says why.
         """
+        self.unasked = "complete"
         size = self._page_size
         last = limit // size
         at = self._cache.match_length(tokens, extra_key, limit) // size
@@ -83,8 +85,7 @@ class Tiers:
         reason = self._judge.why_not_ask(names, at + host, self._known, now_ns) if self.has_store else "off"
         scouts = reason == "slow" and self._judge.may_scout(now_ns)
         if reason and not host and not scouts:
-            self.totals.miss(reason)
-            return None
+            return self._unasked(reason)
         lease = self._leases.open(self._cache.match(tokens, extra_key, at * size))
         fetch = Fetch(tokens[: last * size], extra_key, names, lease, at, at + host, at + host, now_ns, reason, now_ns)
         if not scouts:
@@ -131,7 +132,8 @@ class Tiers:
         size = self._page_size
         good = min(cached, fetch.good * size)
         store = max(0, good - fetch.host_end * size)
-        return Origin(max(0, good - store - fetch.at * size), store, fetch.reason)
+        reason = fetch.reason or ("slow" if fetch.store_pending else "")  # it went ahead without the rest
+        return Origin(max(0, good - store - fetch.at * size), store, reason)
 
     @property
     def is_busy(self) -> bool:
@@ -143,6 +145,10 @@ class Tiers:
         """Pages that a fetch may hold when it is the only one."""
         capacity = self._leases.pool.capacity
         return capacity - capacity // FREE_SHARE
+
+    def _unasked(self, reason: str) -> None:
+        self.totals.miss(reason)
+        self.unasked = reason
 
     def _hold(self, fetch: Fetch, pages: int) -> bool:
         """Let the fetch hold so many device pages more, if there is room."""
