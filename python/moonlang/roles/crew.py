@@ -77,14 +77,15 @@ class Crew:
         return first if self._results is None else PipelineExecutor(first, self._results)
 
     def run(self, plan: StepPlan, progress: Progress) -> StepResult:
-        """Progress of one rank says nothing of the others: pages count as written when the plan is done."""
+        """Progress of one rank says nothing of others with the same layers: pages count as written when the plan is
+        done. Of a pipeline the layers of the first stage may leave before, when one rank has them."""
         if plan.era < self._era:  # made before anybody knew of the loss
             return StepResult(plan.plan_id, (), lost=True)
         if self._line is None:
             return self._runner.run(plan, progress)
         try:
             self._line.send(self._encoder.encode(plan))
-            return self._runner.run(plan)
+            return self._runner.run(plan, progress if self._seat.size == self._seat.stages else None)
         except PeerError as lost:
             if not is_elastic(self._args):
                 raise
