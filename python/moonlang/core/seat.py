@@ -11,7 +11,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     meeting: where the ranks exchange numbers: the path of a file that is theirs alone (one host), or
     "tcp://host:port". part: the name of these ranks, when they are some of all that meet there. plans: where rank 0
     hands out its plans: the path of a socket, or "tcp://host:port". results: like plans, where with several stages
-    rank 0 gets results. patience_s: how long a rank that lives is waited for. local_size: ranks on this host.
+    rank 0 gets results. patience_s: how long a rank that lives is waited for. local_size: ranks on this host, those
+    that are no part of these too. first: rank among all of the first of these.
     """
 
     rank: int
@@ -24,11 +25,24 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     patience_s: float = 300.0
     local_size: int = 1
     results: str = ""
+    first: int = 0
 
     @property
     def path(self) -> str:
         """A file of these ranks alone, when they meet on one host."""
         return f"{self.meeting}-{self.part}" if self.part else self.meeting
+
+    @property
+    def within_host(self) -> bool:
+        """Whether all of these ranks are on one host."""
+        return self.first // self.local_size == (self.first + self.size - 1) // self.local_size
+
+    def of_stage(self) -> Seat:
+        """This rank's place among those that compute the same layers."""
+        each = self.size // self.stages
+        stage, rank = divmod(self.rank, each)
+        part = f"stage{stage}"
+        return msgspec.structs.replace(self, rank=rank, size=each, stages=1, part=part, first=stage * each)
 
     @property
     def chooses(self) -> bool:
