@@ -143,6 +143,14 @@ def test_ranks_that_cannot_be(given, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("given", [{"tp_size": 2}, {"pp_size": 2}])
+def test_pages_of_several_gpus_do_not_move(given):
+    pair = ServerArgs.create(disaggregation_mode="prefill", **given)
+    with pytest.raises(ConfigError, match="host memory"):
+        resolve(pair, MODEL, HostFacts(cuda=True))
+    resolve(pair, MODEL)
+
+
 EXPERTS = dataclasses.replace(MODEL, hf={"num_local_experts": 8})
 
 
