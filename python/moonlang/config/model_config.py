@@ -138,6 +138,7 @@ def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
         generation=generation,
         quantization=quantization,
         latent=latent,
+        dense_whole=args.moe_dense_tp_size == 1,
     )
 
 

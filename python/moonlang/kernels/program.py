@@ -62,7 +62,7 @@ class Builder:
 
     dtype: of the values, "float32", "bfloat16" or "float16". packed: where weights packed before may lie. ranks: those
     who hold the other shards of the model. lanes: what carries tokens to their experts (`ExpertExchange.native`).
-    expert_ranks: those who hold the other experts, when each has tokens of its own and all the rest of the model.
+    expert_ranks: those who hold the other experts, when they have tokens of their own, unlike those of `ranks`.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class Builder:
             shared_gate=None if shared_gate is None else self.matrix(shared_gate, kind="f32"),
             ranks=self._expert_ranks or self._ranks,
             lanes=self._lanes,
-            own_tokens=self._expert_ranks is not None,
+            **({} if self._expert_ranks is None else {"own_tokens": True, "peers": self._ranks}),
         )
 
         def emit(program: Program, ids: Sequence[int], out: int) -> None:

@@ -58,22 +58,26 @@ def sharded_runner(
     grammars: GrammarEngine | None = None,
     survivors: Survivors | None = None,
 ) -> Shared:
-    """The ModelRunner of one rank; all ranks make theirs at the same time. survivors: when they meet again."""
-    args = placed(args, seat.rank % seat.local_size)
+    """The ModelRunner of one rank; all ranks make theirs at the same time, also those that share only experts.
+
+    survivors: when they meet again.
+    """
+    args = placed(args, seat.place)
     if args.device is not None and args.device.startswith("cuda"):
         torch.cuda.set_device(args.device)
     if seat.size == 1:  # of several that there were
         return Shared(ModelRunner(model, args, grammars), survivors)
     joined = join(seat)
-    config = dataclasses.replace(model, shard=joined.shard, stage=joined.stage)
-    exchange = None
-    if joined.group is not None:
-        exchange = open_exchange(args, model, seat if joined.pipe is None else seat.of_stage(), joined.group)
+    config = dataclasses.replace(model, shard=joined.shard, stage=joined.stage, experts_apart=joined.experts)
+    sharers, exchange = joined.expert_group or joined.group, None
+    if sharers is not None:
+        exchange = open_exchange(args, model, seat if joined.pipe is None else seat.of_stage(), sharers)
     else:
         check_exchange(args, model)
     if survivors is None and joined.group is not None and is_elastic(args):
         survivors = Survivors(seat, joined.group, largest_tree)
-    return Shared(ModelRunner(config, args, grammars, joined.group, exchange, joined.pipe), survivors)
+    runner = ModelRunner(config, args, grammars, joined.group, exchange, joined.pipe, joined.expert_group)
+    return Shared(runner, survivors)
 
 
 def fewer(args: ServerArgs, seat: Seat, tokens: int) -> ServerArgs:
@@ -132,6 +136,11 @@ class Crew:
             reason = lost.message
         self._go_on(self._survivors, reason)
         return StepResult(plan.plan_id, (), lost=True)
+
+    def close(self) -> None:
+        """When the executor is closed: the other ranks end."""
+        if self._line is not None:
+            self._line.close()
 
     @property
     def _runner(self) -> ModelRunner:

@@ -43,8 +43,8 @@ def plan_sender(args: ServerArgs, seat: Seat, join_s: float = JOIN_S) -> PlanOut
     if _is_ring(args):
         from moonlang.mooncake.plan_ring import PlanRingSender
 
-        return PlanRingSender(seat.plans, seat.size - 1, join_s, token=_token())
-    return PlanSender(seat.plans, seat.size - 1, join_s, token=_token())
+        return PlanRingSender(seat.plans, seat.replica_size - 1, join_s, token=_token())
+    return PlanSender(seat.plans, seat.replica_size - 1, join_s, token=_token())
 
 
 def plan_receiver(args: ServerArgs, seat: Seat, join_s: float = JOIN_S) -> PlanIn:

@@ -77,11 +77,14 @@ class Moe {
   /// placed, and gets the results of all; same bits. With two of them one half of the tokens travels while the other is
   /// computed. Empty: none travels, since all ranks have them all.
   ///
-  /// own_tokens: x is this rank's alone, every rank has other tokens (or none), and nobody gets the results of others.
+  /// own_tokens: every rank has other tokens (or none), and nobody gets the results of others. peers: ranks that
+  /// have the same tokens, equally many for every rank: each sees to its share of them, and gets the results of all.
+  /// null: nobody has.
   ///
   /// Throws std::invalid_argument when the shapes do not go together.
   Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks = nullptr,
-      std::vector<std::shared_ptr<Exchange>> lanes = {}, bool own_tokens = false);
+      std::vector<std::shared_ptr<Exchange>> lanes = {}, bool own_tokens = false,
+      std::shared_ptr<Ranks> peers = nullptr);
 
   /// y = moe(x) + residual. x, y: [rows, M] of `type` (f32, bf16, f16), ld elements apart; residual null: none; y may
   /// be the residual but not x. Uses scratch slot 2 of the calling thread. Ranks with own_tokens run it equally often,
@@ -100,12 +103,13 @@ class Moe {
   void run_part(const Part& part) const;
   void run_exchanged(const Part& part) const;
   void run_own(const Part& part, int64_t step) const;
+  void run_own_round(const Part& part) const;
   int64_t most_rows(int64_t own) const;
   void run_halves(std::vector<Half>&& halves) const;
   Half begin_half(Exchange& exchange, const Part& part, int64_t first) const;
   void serve(const Half& half) const;
   void finish(const Half& half) const;
-  void gather_rows(const Part& part) const;
+  static void gather_rows(Ranks& ranks, const Part& part, int64_t size);
   Routed take_routed(Pieces& pieces, int64_t rows) const;
   Shared take_shared(Pieces& pieces, DType type, int64_t rows) const;
   void route(const Part& part, const Routed& to) const;
@@ -120,6 +124,7 @@ class Moe {
   std::shared_ptr<Ranks> ranks_;
   std::vector<std::shared_ptr<Exchange>> lanes_;
   bool own_tokens_;
+  std::shared_ptr<Ranks> peers_;
 };
 
 void top_experts(const GatingRows& op, int64_t rows);

@@ -46,6 +46,7 @@ def moe(
     ranks: Any = None,
     lanes: Sequence[Any] = (),
     own_tokens: bool = False,
+    peers: Any = None,
 ) -> Any:
     """One layer of experts, for `run_moe`. All weights are PackedWeights; ValueError when they do not go together.
 
@@ -55,11 +56,12 @@ def moe(
     ranks: each holds only experts [E * rank // size, E * (rank + 1) // size), and all run the layer together, with the
     same x. lanes: exchanges (see `sgl_kernel.exchange`) over which each rank has its share of the tokens computed; the
     experts are where those say. With two, one half of the tokens travels while the other is computed. own_tokens: every
-    rank runs the layer equally often, but with an x of its own, of any number of rows.
+    rank runs the layer equally often, but with an x of its own, of any number of rows. peers: Ranks that have the same
+    x nevertheless, equally many for every rank.
     """
     gates = [] if shared_gate is None else [shared_gate]
     weights = (router, list(router_bias), list(gate_up), list(down), list(shared), gates)
-    return _C.moe(*weights, gating, act, ranks, list(lanes), own_tokens)
+    return _C.moe(*weights, gating, act, ranks, list(lanes), own_tokens, peers)
 
 
 def run_moe(moe: Any, x: Any, y: Any, residual: Any = None) -> None:
