@@ -264,7 +264,7 @@ def _check_stages(args: ServerArgs, model: ModelConfig) -> None:
 
 
 def _check_pairs(args: ServerArgs, cuda: bool) -> None:
-    if cuda and args.disaggregation_mode != "null" and args.tp_size * args.pp_size > 1:
+    if cuda and args.disaggregation_mode != "null" and replicas.attention_ranks(args) * args.pp_size > 1:
         raise ConfigError(
             "--disaggregation-mode moves the pages of several ranks where they are host memory: on a CPU.",
             hint="Use one GPU for each half, or add --device cpu.",

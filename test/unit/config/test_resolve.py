@@ -129,7 +129,6 @@ def test_prefill_budget_fits_the_longest_sequence():
         ({"tp_size": 3}, "1, 2, 4 or 8"),
         ({"tp_size": 2, "in_process": True}, "--in-process"),
         ({"pp_size": 2, "in_process": True}, "--in-process"),
-        ({"pp_size": 2, "enable_dp_attention": True}, "--enable-dp-attention"),
         ({"pp_size": 99}, "more than the"),
         ({"tp_size": 2, "nnodes": 2}, "--dist-init-addr"),
         ({"tp_size": 2, "nnodes": 2, "dist_init_addr": "host"}, "no address"),
