@@ -142,10 +142,15 @@ class MooncakeEndpoint:
         if self._has_more():
             return
         poll = self._polls.get(key := tuple(also)) or self._new_poll(key)
+        if self._watched:  # the bell is not for this call alone: it stays as it is
+            poll.poll(wait_ms(timeout_ns))
+            return
+        if self._heard:
+            self._hush()
         patience = self._patience
         if patience.begin(monotonic_ns()) and timeout_ns > STAY_NS and self._stay_awake(poll):
             return
-        if self._rest(not self._heard):
+        if self._rest(True):
             message = self._hears(poll.poll(wait_ms(timeout_ns)))
             patience.asleep(monotonic_ns(), message)
 
@@ -178,9 +183,7 @@ class MooncakeEndpoint:
     def _rest(self, found: bool) -> bool:
         """Go to rest: from now on senders must ring. False when one has stored something in the meantime."""
         if self._rung or not found or (self._resting and any(lane.woken() for lane in self._in)):
-            self._rung = self._heard = False
-            with suppress(BlockingIOError):
-                eventfd_read(self._bell)
+            self._hush()
         self._resting = True
         lanes = self._in
         for lane in lanes:
@@ -190,6 +193,12 @@ class MooncakeEndpoint:
             self._ring()  # come back soon
             return True
         return not self._has_more()
+
+    def _hush(self) -> None:
+        """Take a ring of the bell back."""
+        self._rung = self._heard = False
+        with suppress(BlockingIOError):
+            eventfd_read(self._bell)
 
     def _has_more(self) -> bool:
         """`recv` has something to do."""
