@@ -12,6 +12,11 @@ def is_elastic(args: ServerArgs) -> bool:
     return args.elastic_ep_backend not in (None, "none")
 
 
+def are_movable(args: ServerArgs) -> bool:
+    """Whether experts may have to go to another rank while they serve."""
+    return args.enable_eplb or is_elastic(args)
+
+
 def check(args: ServerArgs) -> None:
     """ConfigError when flags for experts do not go with others."""
     others = {
@@ -31,11 +36,25 @@ def check(args: ServerArgs) -> None:
             f"--moe-a2a-backend {args.moe_a2a_backend} does not go with --pp-size in this version.",
             hint="Leave out one of the two: without an exchange the ranks of a stage gather what their experts made.",
         )
+    given = ", ".join(name for name, used in _placing(args).items() if used)
+    if args.moe_a2a_backend == "none" and given:
+        raise ConfigError(
+            f"{given} needs tokens that travel to their experts.",
+            hint="Add --moe-a2a-backend mooncake (or torch), and --tp-size or --enable-dp-attention.",
+        )
     if args.deepep_dispatcher_output_dtype == "int8" and args.moe_a2a_backend != "mooncake":
         raise ConfigError(
             f"--deepep-dispatcher-output-dtype int8 does nothing with --moe-a2a-backend {args.moe_a2a_backend}.",
             hint="Add --moe-a2a-backend mooncake.",
         )
+
+
+def _placing(args: ServerArgs) -> dict[str, bool]:
+    """Flags about where experts are, and whether they are given."""
+    return {
+        "--ep-num-redundant-experts": args.ep_num_redundant_experts > 0,
+        "--enable-eplb": args.enable_eplb,
+    }
 
 
 def ep_size(args: ServerArgs, model: ModelConfig) -> tuple[int, str]:
