@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checkpoints import read_config
 from expert_exchanges import join, open_exchange, seat
-from plan_driver import Job, PlanDriver
+from plan_driver import Job, PlanDriver, Steps
 
 from moonlang.config.server_args import ServerArgs
 from moonlang.config.shard import Shard
@@ -67,7 +67,7 @@ def runner(
     return ModelRunner(config, args, None, group, spec and open_exchange(exchange, spec, place, group))
 
 
-def answers(runner: ModelRunner) -> list[object]:
+def answers(runner: Steps) -> list[object]:
     """Greedy and drawn tokens of several rows in chunks, and the log probabilities of all tokens at all positions."""
     driver = PlanDriver(runner, chunk=48)
     jobs = [

@@ -216,10 +216,11 @@ def _check_fronts(args: ServerArgs) -> None:
 
 def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
     _check_nodes(args)
-    if args.tp_size == 1 or args.enable_dp_attention:
+    size = replicas.attention_ranks(args)
+    if size == 1:
         return
     why = obstacle(
-        args.tp_size,
+        size,
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,
         head_dim=model.value_dim,
@@ -231,9 +232,14 @@ def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
         why = why or "--in-process has one process"
     if why:
         raise ConfigError(
-            f"--tp-size {args.tp_size} does not go with {', '.join(model.architectures)}: {why}.",
+            f"{_ranks(args)} does not go with {', '.join(model.architectures)}: {why}.",
             hint="Choose a smaller --tp-size, or 1.",
         )
+
+
+def _ranks(args: ServerArgs) -> str:
+    """Of a copy of the model, as the user has asked for them."""
+    return f"--tp-size {args.tp_size}" + (f" for --dp-size {args.dp_size}" if args.enable_dp_attention else "")
 
 
 def _check_stages(args: ServerArgs, model: ModelConfig) -> None:

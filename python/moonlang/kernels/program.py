@@ -63,7 +63,7 @@ class Builder:
 
     dtype: of the values, "float32", "bfloat16" or "float16". packed: where weights packed before may lie. ranks: those
     who hold the other shards of the model. lanes: what carries tokens to their experts (`ExpertExchange.native`).
-    expert_ranks: those who hold the other experts, when each has tokens of its own and all the rest of the model.
+    expert_ranks: those who hold the other experts, when they have tokens of their own, unlike those of `ranks`.
     movable: whether experts may be replaced one by one later; layers: those that have any, in order.
     """
 
@@ -257,7 +257,7 @@ class Builder:
             ranks=self._expert_ranks or self._ranks,
             lanes=self._lanes,
             placement=native(placement) if self._lanes else None,
-            own_tokens=self._expert_ranks is not None,
+            **({} if self._expert_ranks is None else {"own_tokens": True, "peers": self._ranks}),
         )
 
         self.layers.append(BuiltExperts(layer, placement, weights, pairs))

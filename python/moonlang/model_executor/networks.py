@@ -92,7 +92,7 @@ def load(
     """The model, loaded by the path that `kernels.table` chooses. ConfigError when the checkpoint does not fit.
 
     group: those who hold the other shards. exchange: what carries tokens to the experts that those hold. expert_group:
-    those among whom it does so, when they share nothing but experts.
+    those among whom it does so, when not all of them have the same tokens.
     """
     attention = args.attention_backend or "torch_native"
     facts = Facts(
@@ -114,7 +114,7 @@ def load(
     if group is not None:
         model.join(group, exchange)
     if expert_group is not None and exchange is not None:
-        model.join_experts(expert_group, exchange)
+        model.join_experts(expert_group, exchange, group)
     layers: list[ExpertLayer] = []
     if are_movable(args) and spec.load is None:
         one = expert_loader(model, config, spec, args.load_format)

@@ -1,15 +1,16 @@
-"""Plans of several ranks that share experts: each rank runs its own, but all of them run a step at a time together.
+"""Plans of several replicas that share experts: each runs its own, but all of them run a step at a time together.
 
-A step needs every rank, because it may hold experts that somebody's tokens want. So ranks meet before each step and
-say whether they have a plan. While one has, all take part, those without a plan with a token that means nothing. When
-nobody has one they wait, each for a plan of its own or for the bell of another rank. No brain knows of this.
+A step needs every replica, because it may hold experts that somebody's tokens want. So they meet before each step and
+say whether they have a plan. While one has, all take part, those without a plan with one that has no rows: a runner
+that shares experts computes a token that means nothing for it. When nobody has one they wait, each for a plan of its
+own or for the bell of another. No brain knows of this.
 """
 
 from __future__ import annotations
 
 import queue
 import select
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 
@@ -22,22 +23,14 @@ from moonlang.model_executor.executor import Runner, ThreadExecutor
 _NOTHING: Final = 0
 _PLAN: Final = 1
 _END: Final = 2
-
-
-class RoundRunner(Runner, Protocol):
-    """What the executor needs of the ModelRunner."""
-
-    def idle(self) -> None:
-        """Take part in a step without a plan."""
-        ...
+_NOBODYS: Final = StepPlan(-1, 0, (), ())
 
 
 class RoundExecutor(ThreadExecutor):
-    """See Executor. phase: the number of times that all have waited together, the same on every rank."""
+    """See Executor. phase: the number of times that all have waited together, the same in every replica."""
 
-    def __init__(self, runner: RoundRunner, depth: int, group: Group, bells: Bells) -> None:
-        """Owns the bells."""
-        self._idler = runner
+    def __init__(self, runner: Runner, depth: int, group: Group, bells: Bells) -> None:
+        """group: those who plan for the replicas, one each. Owns the bells."""
         self._group = group
         self._bells = bells
         self._filled = Wakeup()
@@ -50,7 +43,7 @@ class RoundExecutor(ThreadExecutor):
         self._filled.set()
 
     def close(self) -> None:
-        """Finish the step that is under way. The other ranks end too: without this one they cannot go on."""
+        """Finish the step that is under way. The other replicas end too: without this one they cannot go on."""
         self._plans.put(None)
         self._filled.set()
         self._thread.join()
@@ -60,15 +53,16 @@ class RoundExecutor(ThreadExecutor):
 
     def _work(self) -> None:
         try:
-            while not self._ended and self._wait():
+            while not self._ended:
+                self._wait()
                 while self._step():
                     pass
                 self._phase += 1
         except BaseException as error:  # noqa: BLE001 - handed over to the polling thread, which raises it
             self._done.put(error)
 
-    def _wait(self) -> bool:
-        """Until there is something to do somewhere; False when this rank ends."""
+    def _wait(self) -> None:
+        """Until there is something to do somewhere."""
         poll = select.poll()
         poll.register(self._filled.fileno(), select.POLLIN)
         poll.register(self._bells.fileno(), select.POLLIN)
@@ -76,15 +70,15 @@ class RoundExecutor(ThreadExecutor):
             begun = self._bells.heard(self._phase)
             if not self._plans.empty():
                 self._bells.ring(self._phase)
-                return True
+                return
             if begun:
-                return True
+                return
             self._filled.clear()
             if self._plans.empty():
                 poll.poll()
 
     def _step(self) -> bool:
-        """One step of all ranks; False when nobody has a plan, or one ends."""
+        """One step of all replicas; False when nobody has a plan, or one ends."""
         state, plan = _NOTHING, None
         try:
             plan = self._plans.get_nowait()
@@ -97,8 +91,7 @@ class RoundExecutor(ThreadExecutor):
             return False
         if _PLAN not in states:
             return False
+        result = self._runner.run(plan or _NOBODYS, self._progress)
         if plan is not None:
-            self._done.put(self._runner.run(plan, self._progress))
-        if plan is None or not plan.rows:
-            self._idler.idle()
+            self._done.put(result)
         return True

@@ -54,8 +54,8 @@ class ModelRunner:
     ) -> None:
         """group: those who hold the other shards; each makes its own ModelRunner at the same time. exchange: what
         carries tokens to the experts that those hold; None: all ranks have all tokens. pipe: of a stage of a pipeline.
-        expert_group: ranks that share nothing but experts, each of which runs plans of its own, in the same rounds
-        (`rounds`)."""
+        expert_group: ranks that share experts, though not all of them share the rest: they run plans of their own, in
+        the same rounds (`rounds`)."""
         self.config = config
         self.device = torch.device(args.device or "cpu")
         self.max_slots = args.max_running_requests or _DEFAULT_SLOTS
@@ -107,6 +107,7 @@ class ModelRunner:
             vocab_size=config.vocab_size,
             chooser=networks.chooser(self.device, config.dtype),
             group=group,
+            in_rounds=expert_group is not None,
         )
         _log.info(
             "KV pool: %d pages of %d tokens (%s). Computed by %s with %d threads.",
@@ -124,15 +125,9 @@ class ModelRunner:
 
     def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
         """Execute one plan; see PlanRunner.run."""
-        if self.balancer is not None and plan.rows:
-            self.balancer.step()
-        return self._runner.run(plan, progress)
-
-    def idle(self) -> None:
-        """Compute nothing of one's own, while others have tokens for the experts held here."""
         if self.balancer is not None:
             self.balancer.step()
-        self._runner.idle()
+        return self._runner.run(plan, progress)
 
     def hold(self, placements: Sequence[Placement]) -> None:
         """Put the experts of all layers there, by layer, as all ranks do between the same two steps."""

@@ -56,11 +56,11 @@ class CausalModel(nn.Module, ABC):
             if isinstance(module, Experts):
                 module.exchange = exchange
 
-    def join_experts(self, group: Group, exchange: ExpertExchange) -> None:
-        """Share experts with the ranks of `group`, which have tokens of their own, and all the rest of the model."""
+    def join_experts(self, group: Group, exchange: ExpertExchange, peers: Group | None) -> None:
+        """Share experts with the ranks of `group`, which have tokens of their own; those of `peers` have the same."""
         for module in self.modules():
             if isinstance(module, Experts):
-                module.group, module.exchange, module.own_tokens = group, exchange, True
+                module.group, module.exchange, module.own_tokens, module.peers = group, exchange, True, peers
 
     def lower(self, build: Builder) -> None:
         """Write forward and logits down as kernel calls, ending with `build.head`; or call `build.refuse`."""

@@ -23,12 +23,14 @@ class Experts(nn.Module):
     count: experts of all ranks; placement: where they are, so that `held` are those in the S slots of this rank.
     group: the ranks, set when the model is complete; None while there is one. exchange: what carries tokens between
     them; None: all have all tokens. own_tokens: each has others, or none, and all make the same calls nevertheless.
-    counts: [E], how often this rank's tokens have chosen each expert.
+    peers: ranks that have the same, equally many for every rank. counts: [E], how often the tokens that this rank sees
+    to have chosen each expert.
     """
 
     group: Group | None = None
     exchange: ExpertExchange | None = None
     own_tokens = False
+    peers: Group | None = None
 
     def __init__(
         self,
@@ -89,10 +91,19 @@ class Experts(nn.Module):
         return torch.cat(results)
 
     def _owned(self, x: Tensor, weights: Tensor, experts: Tensor, group: Group, exchange: ExpertExchange) -> Tensor:
-        """Each rank sees to its own tokens; one that has fewer than others takes part without any."""
-        most, step = int(group.all_gather(torch.tensor(len(x))).max()), exchange.most_tokens
-        parts = [slice(first, first + step) for first in range(0, most, step)]
-        return torch.cat([x[:0], *(self._travelled(x[some], weights[some], experts[some], exchange) for some in parts)])
+        """Each rank sees to its own tokens, or its share of those that it has in common with peers; one that has fewer
+        than others takes part without any."""
+        peers = self.peers
+        share = Shard() if peers is None else Shard(peers.rank, peers.size)
+        most, step = int(group.all_gather(torch.tensor(len(x))).max()), exchange.most_tokens * share.size
+        results = [x[:0]]
+        for first in range(0, most, step):
+            total = len(x[first : first + step])
+            own = share.part(total)
+            mine = slice(first + own.start, first + own.stop)
+            found = self._travelled(x[mine], weights[mine], experts[mine], exchange)
+            results.append(found if peers is None else gathered(found, total, peers))
+        return torch.cat(results)
 
     def _travelled(self, x: Tensor, weights: Tensor, experts: Tensor, exchange: ExpertExchange) -> Tensor:
         """These tokens there and back, and meanwhile those of others."""

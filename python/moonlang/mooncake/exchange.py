@@ -65,7 +65,7 @@ def _segment_files() -> set[Path]:
 def open_exchange(spec: ExchangeSpec, seat: Seat, group: Group) -> MailboxExchange:
     """See moe.exchange.port.Open."""
     check(spec)
-    if seat.local_size == seat.size:
+    if seat.local_size >= seat.size:
         opened = _within_host(spec, seat, group)
     else:
         engine = Engine(_config(spec, _host_towards(seat.meeting)))

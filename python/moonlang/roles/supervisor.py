@@ -185,6 +185,8 @@ class Cluster:
         """Whether the others go on without a role that has ended: once all are ready, a rank of an elastic server."""
         if not (is_elastic(self._args) and topology.is_worker(name)) or self._watchdog is None:
             return False
+        if self._closing:
+            return True
         self._watchdog.forget(name)
         _log.error("The %s has ended; the server goes on without it.", name)
         return True

@@ -47,9 +47,9 @@ struct Order {
 }  // namespace
 
 Moe::Moe(MoeWeights weights, HeldExperts held, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks,
-         std::vector<std::shared_ptr<Exchange>> lanes, bool own_tokens)
+         std::vector<std::shared_ptr<Exchange>> lanes, bool own_tokens, std::shared_ptr<Ranks> peers)
     : weights_(std::move(weights)), gating_(gating), act_(act), ranks_(std::move(ranks)), lanes_(std::move(lanes)),
-      own_tokens_(own_tokens) {
+      own_tokens_(own_tokens), peers_(std::move(peers)) {
   const auto& [router, bias, shared, shared_gate] = weights_;
   const int64_t experts = router.n, size = router.k;
   need(experts >= 1 && experts <= kMaxExperts, "between 1 and 1024 experts");
@@ -59,6 +59,7 @@ Moe::Moe(MoeWeights weights, HeldExperts held, const Gating& gating, Activation 
   need(gating.experts_per_token <= experts / gating.groups * gating.groups_kept, "too few experts in the kept groups");
   need(bias.empty() || int64_t(bias.size()) == experts, "one router bias per expert");
   need(!own_tokens || !lanes_.empty(), "tokens of one's own need an exchange to travel by");
+  need(!peers_ || own_tokens, "who has no tokens of one's own has them in common with all");
   for (const auto& lane : lanes_) {
     need(ranks_ && lane->rank() == ranks_->rank() && lane->size() == ranks_->size(), "an exchange among other ranks");
   }
@@ -108,6 +109,7 @@ void Moe::run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* resi
   int64_t step = std::max<int64_t>(1, kMaxPlaces / gating_.experts_per_token);
   if (own_tokens_) {
     step = std::min(step, lanes_[0]->most_tokens(size() * bytes, gating_.experts_per_token));
+    if (peers_) step = std::min(step, peers_->part_bytes() / (size() * bytes));
     need(step >= 1, "a token's products do not fit into the ranks' memory");
     return run_own({static_cast<const char*>(x), ldx, static_cast<char*>(y), ldy, static_cast<const char*>(residual),
                     ld_residual, type, rows},

@@ -83,18 +83,20 @@ class Moe {
   /// placed, and gets the results of all; same bits. With two of them one half of the tokens travels while the other is
   /// computed. Empty: none travels, since all ranks have them all.
   ///
-  /// own_tokens: x is this rank's alone, every rank has other tokens (or none), and nobody gets the results of others.
+  /// own_tokens: every rank has other tokens (or none), and nobody gets the results of others. peers: ranks that
+  /// have the same tokens, equally many for every rank: each sees to its share of them, and gets the results of all.
+  /// null: nobody has.
   ///
   /// Copies of a Moe have their experts in common. Throws std::invalid_argument when the shapes do not go together.
   Moe(MoeWeights weights, HeldExperts held, const Gating& gating, Activation act,
       std::shared_ptr<Ranks> ranks = nullptr, std::vector<std::shared_ptr<Exchange>> lanes = {},
-      bool own_tokens = false);
+      bool own_tokens = false, std::shared_ptr<Ranks> peers = nullptr);
 
   /// Goes on with these experts; all ranks do so between the same two runs, with the same placement. Throws
   /// std::invalid_argument as the constructor does, and keeps what it has then.
   void hold(HeldExperts held);
 
-  /// How often this rank's tokens have chosen each expert [E] since the last call: of the tokens that it routes.
+  /// How often each expert [E] was chosen since the last call, by the tokens that this rank sees to.
   std::vector<int64_t> take_counts();
 
   /// y = moe(x) + residual. x, y: [rows, M] of `type` (f32, bf16, f16), ld elements apart; residual null: none; y may
@@ -121,12 +123,13 @@ class Moe {
   void run_part(const Part& part) const;
   void run_exchanged(const Part& part) const;
   void run_own(const Part& part, int64_t step) const;
+  void run_own_round(const Part& part) const;
   int64_t most_rows(int64_t own) const;
   void run_halves(std::vector<Half>&& halves) const;
   Half begin_half(Exchange& exchange, const Part& part) const;
   void serve(const Half& half) const;
   void finish(const Half& half) const;
-  void gather_rows(const Part& part) const;
+  static void gather_rows(Ranks& ranks, const Part& part, int64_t size);
   Routed take_routed(Pieces& pieces, int64_t rows) const;
   Shared take_shared(Pieces& pieces, DType type, int64_t rows) const;
   void route(const Part& part, const Routed& to) const;
@@ -141,6 +144,7 @@ class Moe {
   std::shared_ptr<Ranks> ranks_;
   std::vector<std::shared_ptr<Exchange>> lanes_;
   bool own_tokens_;
+  std::shared_ptr<Ranks> peers_;
   std::shared_ptr<Present> present_;
 };
 

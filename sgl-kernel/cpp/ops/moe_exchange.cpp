@@ -33,7 +33,7 @@ void Moe::run_exchanged(const Part& part) const {
     halves.push_back(begin_half(*lanes_[size_t(i)], part.some(begin + first, begin + last, to, size())));
   }
   run_halves(std::move(halves));
-  gather_rows(part);
+  gather_rows(*ranks_, part, size());
 }
 
 void Moe::run_halves(std::vector<Half>&& halves) const {
@@ -41,20 +41,32 @@ void Moe::run_halves(std::vector<Half>&& halves) const {
   for (const Half& half : halves) finish(half);
 }
 
-/// At most `step` tokens of each rank at a time. A rank that has fewer than others takes part without any.
+/// At most `step` tokens of each rank at a time. Ranks that have fewer than others take part without any.
 void Moe::run_own(const Part& part, int64_t step) const {
-  const int64_t rounds = ceil_div(most_rows(part.rows), step), item = bytes_of(part.type);
+  if (peers_) step *= peers_->size();
+  const int64_t rounds = ceil_div(most_rows(part.rows), step);
   for (int64_t round = 0; round < rounds; ++round) {
-    const int64_t begin = std::min(round * step, part.rows), own = std::min(begin + step, part.rows) - begin;
-    const int count = int(lanes_.size());
-    std::vector<Half> halves;
-    for (int i = 0; i < count; ++i) {
-      const int64_t first = begin + share_begin(own, i, count), last = begin + share_begin(own, i + 1, count);
-      halves.push_back(
-          begin_half(*lanes_[size_t(i)], part.some(first, last, part.y + first * part.ldy * item, part.ldy)));
-    }
-    run_halves(std::move(halves));
+    const int64_t begin = std::min(round * step, part.rows), end = std::min(begin + step, part.rows);
+    Part some = part.some(begin, end, part.y + begin * part.ldy * bytes_of(part.type), part.ldy);
+    run_own_round(some);
+    if (peers_ && some.rows > 0) gather_rows(*peers_, some, size());
   }
+}
+
+/// Leaves the results where they belong, or, where peers want them too, in this rank's part of their next exchange.
+void Moe::run_own_round(const Part& part) const {
+  const int rank = peers_ ? peers_->rank() : 0, ranks = peers_ ? peers_->size() : 1;
+  const int64_t begin = share_begin(part.rows, rank, ranks), own = share_begin(part.rows, rank + 1, ranks) - begin;
+  const int64_t ld = peers_ ? size() : part.ldy;
+  char* const to = peers_ ? static_cast<char*>(peers_->mine()) : part.y;
+  const int count = int(lanes_.size());
+  std::vector<Half> halves;
+  for (int i = 0; i < count; ++i) {
+    const int64_t first = share_begin(own, i, count), last = share_begin(own, i + 1, count);
+    Part some = part.some(begin + first, begin + last, to + first * ld * bytes_of(part.type), ld);
+    halves.push_back(begin_half(*lanes_[size_t(i)], some));
+  }
+  run_halves(std::move(halves));
 }
 
 /// The largest number of rows that a rank has.
@@ -113,14 +125,14 @@ void Moe::finish(const Half& half) const {
   if (half.part.rows > 0) combine(half.part, half.routed, half.shared);
 }
 
-/// The results of all ranks, each of which has its own in its part.
-void Moe::gather_rows(const Part& part) const {
-  const int ranks = ranks_->size();
-  const int64_t item = bytes_of(part.type), bytes = size() * item;
-  ranks_->exchange(ceil_div(part.rows, ranks) * bytes);
-  for (int rank = 0; rank < ranks; ++rank) {
-    const int64_t begin = share_begin(part.rows, rank, ranks), end = share_begin(part.rows, rank + 1, ranks);
-    const char* const from = static_cast<const char*>(ranks_->part(rank));
+/// The results [rows, size] of all ranks, each of which has its own in its part.
+void Moe::gather_rows(Ranks& ranks, const Part& part, int64_t size) {
+  const int count = ranks.size();
+  const int64_t item = bytes_of(part.type), bytes = size * item;
+  ranks.exchange(ceil_div(part.rows, count) * bytes);
+  for (int rank = 0; rank < count; ++rank) {
+    const int64_t begin = share_begin(part.rows, rank, count), end = share_begin(part.rows, rank + 1, count);
+    const char* const from = static_cast<const char*>(ranks.part(rank));
     in_steps(end - begin, std::max<int64_t>(1, (256 << 10) / bytes), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         std::memcpy(part.y + (begin + i) * part.ldy * item, from + i * bytes, size_t(bytes));

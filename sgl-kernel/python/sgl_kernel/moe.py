@@ -47,6 +47,7 @@ def moe(
     lanes: Sequence[Any] = (),
     placement: Any = None,
     own_tokens: bool = False,
+    peers: Any = None,
 ) -> Any:
     """One layer of experts, for `run_moe`. All weights are PackedWeights; ValueError when they do not go together.
 
@@ -56,14 +57,16 @@ def moe(
     ranks: each holds only experts [E * rank // size, E * (rank + 1) // size), and all run the layer together, with the
     same x. lanes: exchanges (see `sgl_kernel.exchange`) over which each rank has its share of the tokens computed where
     the experts are, which `placement` says. With two, one half of the tokens travels while the other is computed.
-    own_tokens: every rank runs the layer equally often, but with an x of its own, of any number of rows.
+    own_tokens: every rank runs the layer equally often, but with an x of its own, of any number of rows. peers: Ranks
+    that have the same x nevertheless, equally many for every rank.
 
     The layer goes on with other experts after `hold(placement, gate_up, down)`, which all ranks call between the same
-    two runs; `take_counts()` says how often this rank's tokens have chosen each expert since the last time.
+    two runs; `take_counts()` says how often each expert was chosen since the last time, by the tokens that this rank
+    sees to.
     """
     gates = [] if shared_gate is None else [shared_gate]
     weights = (router, list(router_bias), list(gate_up), list(down), list(shared), gates)
-    return _C.moe(*weights, gating, act, ranks, list(lanes), placement, own_tokens)
+    return _C.moe(*weights, gating, act, ranks, list(lanes), placement, own_tokens, peers)
 
 
 def run_moe(moe: Any, x: Any, y: Any, residual: Any = None) -> None:
