@@ -12,11 +12,6 @@ def is_elastic(args: ServerArgs) -> bool:
     return args.elastic_ep_backend not in (None, "none")
 
 
-def are_movable(args: ServerArgs) -> bool:
-    """Whether experts may have to go to another rank while they serve."""
-    return args.enable_eplb or is_elastic(args)
-
-
 def check(args: ServerArgs) -> None:
     """ConfigError when flags for experts do not go with others."""
     others = {

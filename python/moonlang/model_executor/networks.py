@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 
 from moonlang.base import log, registry
-from moonlang.config.experts import are_movable
 from moonlang.config.host import cpu_kernels
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
@@ -116,7 +115,7 @@ def load(
     if expert_group is not None and exchange is not None:
         model.join_experts(expert_group, exchange, group)
     layers: list[ExpertLayer] = []
-    if are_movable(args) and spec.load is None:
+    if args.enable_eplb and spec.load is None:
         one = expert_loader(model, config, spec, args.load_format)
         experts = [(name, module) for name, module in model.named_modules() if isinstance(module, Experts)]
         layers = [TorchExperts(module, name, one) for name, module in experts]
@@ -143,7 +142,7 @@ def _program(
     try:
         shared_by = processes(config, args)
         return program_network.load(
-            config, spec, args.load_format, group, exchange, expert_group, shared_by, movable=are_movable(args)
+            config, spec, args.load_format, group, exchange, expert_group, shared_by, movable=args.enable_eplb
         )
     except NotLowerableError as why:
         _log.warning("Torch computes this model: %s.", why)
