@@ -178,7 +178,7 @@ class ServerArgs:
         int | None, Flag("Layers whose experts move at a time; all when left out", low=1)
     ] = None
     eplb_min_rebalancing_utilization_threshold: Annotated[
-        float, Flag("Ranks whose mean load is more than this part of the highest are left as they are", low=0, high=1)
+        float, Flag("Ranks whose mean load is more than this part of the highest are left as they are", low=0)
     ] = 1.0
     moe_dense_tp_size: Annotated[int | None, Flag("1: each rank has the dense layers whole", low=1, high=1)] = None
     elastic_ep_backend: Annotated[
