@@ -98,8 +98,9 @@ class Engine:
 Opener = Callable[[], PageStore]
 
 
-def open_mooncake(master: str, segment: str = "0") -> MooncakeStore:
-    extra = {"master_server_address": master, "global_segment_size": segment, "local_buffer_size": "1mb"}
+def open_mooncake(master: str, segment: str = "0", **more: object) -> MooncakeStore:
+    """more: of the extra config."""
+    extra = {"master_server_address": master, "global_segment_size": segment, "local_buffer_size": "1mb", **more}
     return MooncakeStore(store_config.read(extra | {"protocol": "tcp"}, {}, Hardware(), host="127.0.0.1"))
 
 
@@ -419,6 +420,45 @@ def test_pages_stay_with_a_writer_that_has_room(master: Master) -> None:
     one.channel.close()
     assert other.do(Probe(keys=tuple(keys(16)))).count == 0
     other.channel.close()
+
+
+def test_pages_whose_lease_ran_out_while_they_were_read_count(tmp_path: Path) -> None:
+    """They are whole, and verified like all others. On a slow network every read of a big batch takes longer."""
+    with mooncake_services.master(tmp_path, "--default_kv_lease_ttl=0") as master:
+        writer, reader = (Engine(open_mooncake(master.address, segment=size)) for size in ("64mb", "0"))
+        content = fill(writer, range(16), 1)
+        assert writer.save(keys(16), range(16)).count == 16
+        assert reader.load(keys(16), range(16)).count == 16
+        np.testing.assert_array_equal(reader.pool[:16], content)
+        missing = PageKeys(16, "missing").upto(list(range(16)), 1)
+        assert reader.load([*keys(4), *missing], range(5)).count == 4
+        reader.channel.close()
+        writer.channel.close()
+
+
+def test_tenants_of_a_master_have_nothing_in_common(tmp_path: Path) -> None:
+    """The same names mean other pages, one tenant's quota costs nobody else a page, and a stranger gets misses."""
+    quotas = tmp_path / "quotas.yaml"
+    quotas.write_text("version: 1\n\ntenants:\n  - name: small\n    quota: 64KB\n  - name: big\n    quota: 16MB\n")
+    options = "--enable_multi_tenants=true", f"--tenant_quota_connector_uri={quotas}"
+    with mooncake_services.master(tmp_path, *options) as master:
+        small, big, stranger = (
+            Engine(open_mooncake(master.address, segment="16mb", tenant_id=name)) for name in ("small", "big", "no")
+        )
+        theirs, ours = fill(small, range(4), 1), fill(big, range(4), 2)
+        assert small.save(keys(4), range(4)).count == 4
+        assert big.do(Probe(keys=tuple(keys(4)))).count == 0
+        assert big.save(keys(4), range(4)).count == 4
+        for engine, content in ((small, theirs), (big, ours)):
+            assert engine.load(keys(4), range(8, 12)).count == 4
+            np.testing.assert_array_equal(engine.pool[8:12], content)
+        for at in range(0, 256, 8):  # 1 MB through a quota of 64 KB
+            small.save(keys(256)[at : at + 8], range(8))
+        assert big.load(keys(4), range(8, 12)).count == 4
+        assert stranger.save(keys(4), range(4)).outcome is Outcome.FAILED
+        assert stranger.load(keys(4), range(4)).count == 0
+        for engine in (stranger, big, small):
+            engine.channel.close()
 
 
 def test_a_service_that_is_killed_while_pages_are_read(tmp_path: Path) -> None:
