@@ -35,6 +35,8 @@ READ_BY_CONFIG = {
     "json_model_override_args",
     "sampling_backend",
     "disaggregation_decode_enable_offload_kvcache",
+    "ep_num_redundant_experts",
+    "eplb_algorithm",  # there is one
 }
 # Choices that SGLang does not have.
 OWN_CHOICES = {
