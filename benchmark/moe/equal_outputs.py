@@ -3,10 +3,10 @@
     python benchmark/moe/equal_outputs.py [--models M,N] [--shapes S,T] [--a2a A,B] [--pairs none] [--out FILE]
 
 Shapes are `ep E tp T`: experts on E ranks, the attention of a copy of the model on T of them; with more ranks than T
-there are E / T copies (--enable-dp-attention). Each shape serves with every --moe-a2a-backend that it can have. Its
-tokens and log probabilities, cold and from its cache, are compared with those of one rank; then the server is the
-prefill half of a pair, and a second one the decode half. `--pairs few` has the other half in one rank, two copies and two
-copies of two ranks, `--pairs all` in every shape.
+there are E / T copies (--enable-dp-attention). Experts are never cut: `--ep-size 1 --tp-size 2` has them on two ranks.
+Each shape serves with every --moe-a2a-backend that it can have. Its tokens and log probabilities, cold and from its
+cache, are compared with those of one rank; then it is the prefill half of a pair, and the decode half of another, in
+which the other half is one rank, two copies of one rank, and two copies of two.
 
 Checkpoints are tiny and random: this asks for bits, not for speed. Exit status 1 when an answer differs.
 """
@@ -214,13 +214,13 @@ def main() -> int:
     parser.add_argument("--models", default="deepseek_v3,qwen3_moe")
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--a2a", default=f"{NONE},{TORCH},{MOONCAKE}")
-    parser.add_argument("--pairs", choices=("none", "few", "all"), default="few")
+    parser.add_argument("--pairs", choices=("none", "few"), default="few")
     parser.add_argument("--transfer", default="mooncake", help="how pages of a pair travel")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "equal_outputs.json")
     args = parser.parse_args()
     names, carriers = args.shapes.split(","), args.a2a.split(",")
     kinds = [(name, carrier) for name in names for carrier in SHAPES[name].a2a if carrier in carriers]
-    others = {"none": [], "few": list(FEW), "all": kinds}[args.pairs]
+    others = list(FEW) if args.pairs == "few" else []
     with tempfile.TemporaryDirectory(prefix="equal-outputs-") as folder:
         table = Table(Path(folder), args.transfer)
         for model in args.models.split(","):
