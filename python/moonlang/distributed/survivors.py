@@ -49,7 +49,7 @@ class Survivors:
     """
 
     def __init__(self, seat: Seat, group: Group, choose: Choose = everyone) -> None:
-        """All ranks make theirs at the same time. choose: who of those that are left go on. PeerError: one has ended."""
+        """All ranks make theirs at the same time. choose: who of those left go on. PeerError: one has ended."""
         self.seat: Seat | None = seat
         self.members: Ranks = tuple(range(seat.size))
         self._first = seat
@@ -93,7 +93,7 @@ class Survivors:
     def agree(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Wait until all that are left see the same ones left, and take one's place; False when told to `stop`.
 
-        All of them call this, after having given up what they had in common. One that lives but does not come is killed.
+        All of them call this, when they have given up what they had in common. One that does not come is killed.
         """
         grace_ns = int(min(self._first.patience_s, _GRACE_S) * NS_PER_S)
         while not stop():
