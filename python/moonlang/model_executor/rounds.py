@@ -96,7 +96,7 @@ class RoundExecutor(ThreadExecutor):
                 except PeerError as lost:
                     if self._others is None:
                         raise
-                    _log.error("%s", lost.message)
+                    _log.info("%s Those that are left meet again.", lost.message)
                 self._meet_again(self._others)
         except BaseException as error:  # noqa: BLE001 - handed over to the polling thread, which raises it
             self._done.put(error)
