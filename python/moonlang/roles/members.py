@@ -76,7 +76,7 @@ class Rejoins:
     """Of an elastic server: how a replica goes on with those that are left. See rounds.Others."""
 
     def __init__(self, args: ServerArgs, model: ModelConfig, runner: ModelRunner, survivors: Survivors) -> None:
-        """A replica is one rank, which has its pages and requests to itself; only the experts have to be shared anew."""
+        """A replica is one rank with pages and requests of its own: only the experts have to be shared anew."""
         self._args, self._model = args, model
         self._runner = runner
         self._survivors = survivors
