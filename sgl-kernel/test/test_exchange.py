@@ -38,7 +38,7 @@ def on_every_rank(size: int, work: Callable[[int], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
         assert not thread.is_alive(), "a rank hangs"
     if errors:
         raise errors[0]
@@ -77,7 +77,7 @@ def carried(size: int) -> Callable[[int], Mailboxes]:
                     lines[rank, to].put(letter.copy())
 
         def take(sender: int) -> Any:
-            return lines[sender, rank].get(timeout=30)
+            return lines[sender, rank].get(timeout=60)
 
         return CarriedMailboxes(rank, size, box_bytes=BOX_BYTES, post=post, take=take)
 
@@ -131,7 +131,7 @@ def test_a_rank_that_does_not_send(ended: bool, tmp_path: Path) -> None:
     stays.send([0, 4])
     with pytest.raises(RankLostError, match="Rank 1 has ended" if ended else "Rank 1 has not answered for 100 ms"):
         stays.receive(1)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < LONG_MS / 2000
 
 
 def even(size: int) -> tuple[list[list[tuple[int, int]]], list[int]]:

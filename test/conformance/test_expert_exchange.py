@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_a_rank_that_ends_is_an_error_for_the_others(backend: str, tmp_path: Pat
     what = spec()
 
     def work(rank: int) -> float:
-        place = seat(tmp_path, rank, 2, patience_s=0.5 if backend == "mooncake_tcp" else 30.0)
+        place = seat(tmp_path, rank, 2, patience_s=3.0 if backend == "mooncake_tcp" else 60.0)
         exchange = open_exchange(backend, what, place, group := join(place))
         group.barrier()
         if rank == 1:
@@ -111,7 +112,7 @@ def test_a_rank_that_ends_is_an_error_for_the_others(backend: str, tmp_path: Pat
         exchange.close()
         return (clock.monotonic_ns() - begin_ns) / clock.NS_PER_S
 
-    assert on_every_rank(2, work)[0] < 5.0
+    assert on_every_rank(2, work)[0] < 30.0
 
 
 def test_shared_memory_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -121,7 +122,6 @@ def test_shared_memory_leaves_nothing_behind(tmp_path: Path) -> None:
         assert len(exchange.native) == 2
         exchange.close()
 
-    before = set(Path("/dev/shm").glob("mcss_*"))
     on_every_rank(2, work)
-    assert set(Path("/dev/shm").glob("mcss_*")) <= before
+    assert not list(Path("/dev/shm").glob(f"mcss_{os.getpid()}_*"))
     assert not list(tmp_path.iterdir())

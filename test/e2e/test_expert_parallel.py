@@ -55,9 +55,10 @@ def expected(folder: Path) -> Iterator[list[tuple[Any, ...]]]:
 
 def test_two_ranks(folder: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
     with LiveServer(tmp_path, "--model-path", str(folder), *FLAGS, *EXCHANGE, *TWO) as server:
+        segments = server.shared_memory()
         assert answers(server) == expected
         assert "through shared memory" in server.log
-    assert not list(Path("/dev/shm").glob("moonlang-run-*-exchange-*"))
+    assert not list(Path("/dev/shm").glob(f"{segments}*"))
 
 
 def test_ranks_on_two_nodes(folder: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_ranks_on_two_nodes(folder: Path, expected: list[tuple[Any, ...]], tmp_p
         with LiveServer(tmp_path, *flags) as server:
             assert answers(server) == expected
             assert "by Mooncake's transfer engine" in server.log
-        follower.process.wait(20)
+        follower.process.wait(60)
     finally:
         follower.close()
 
@@ -84,7 +85,7 @@ def test_a_pair_of_unequal_ranks(folder: Path, expected: list[tuple[Any, ...]], 
 def test_experts_of_ranks_that_are_not_there(folder: Path, tmp_path: Path) -> None:
     server = LiveServer(tmp_path, "--model-path", str(folder), "--tp-size", "2", "--ep-size", "4")
     try:
-        assert server.process.wait(60) == 2
+        assert server.process.wait(120) == 2
         assert "--ep-size 4 does not divide --tp-size 2" in server.log
     finally:
         server.close()
@@ -102,6 +103,7 @@ def test_replicas_that_share_experts(ranks: str, folder: Path, expected: list[tu
         return answer(response.json()) == expected[number]
 
     with LiveServer(tmp_path, "--model-path", str(folder), *FLAGS, *EXCHANGE, *flags) as server:
+        segments = server.shared_memory()
         assert all(right(server, *one) for one in asked)  # the other replica has nothing to do
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(lambda one: right(server, *one), asked * 6))
@@ -109,4 +111,4 @@ def test_replicas_that_share_experts(ranks: str, folder: Path, expected: list[tu
         assert right(server, *asked[0])
         assert server.stop() == 0
         assert "Traceback" not in server.log
-    assert not list(Path("/dev/shm").glob("moonlang-run-*-exchange-*"))
+    assert not list(Path("/dev/shm").glob(f"{segments}*"))

@@ -25,11 +25,6 @@ def check(args: ServerArgs) -> None:
         raise ConfigError(
             f"--elastic-ep-backend does not go with {given} in this version.", hint="Leave out one of the two."
         )
-    if args.moe_a2a_backend != "none" and args.pp_size > 1:
-        raise ConfigError(
-            f"--moe-a2a-backend {args.moe_a2a_backend} does not go with --pp-size in this version.",
-            hint="Leave out one of the two: without an exchange the ranks of a stage gather what their experts made.",
-        )
     if args.deepep_dispatcher_output_dtype == "int8" and args.moe_a2a_backend != "mooncake":
         raise ConfigError(
             f"--deepep-dispatcher-output-dtype int8 does nothing with --moe-a2a-backend {args.moe_a2a_backend}.",

@@ -91,13 +91,14 @@ class ModelRunner:
             usable_pages = int(everyone.all_gather(torch.tensor(usable_pages)).min())
         self.num_pages = usable_pages + 1  # page 0 pads page tables and is never handed out
         moves_pages = args.disaggregation_mode != "null" or args.enable_hierarchical_cache
-        if group is not None and moves_pages and self.device.type == "cpu":
-            self._pool = shared_pool(self.schema, self.num_pages, group, config)
+        if everyone is not None and moves_pages and self.device.type == "cpu":
+            self._pool = shared_pool(self.schema, self.num_pages, everyone, config)
         else:
             self._pool = private_pool(self.schema, self.num_pages, self.device, config)
         pool, self.regions = self._pool.own, self._pool.regions
         taken = loaded.weight_bytes + self.num_pages * self.schema.page_bytes
-        self.spare_bytes = max(0, free - taken * (config.shard.size if self.device.type == "cpu" else 1))
+        spare = max(0, free - taken * (config.shard.size if self.device.type == "cpu" else 1))
+        self.spare_bytes = spare * config.stage.size  # of all stages, as far as this one can tell
         max_pages = -(-config.context_length // self.schema.page_size)
         table = SlotTable(self.max_slots, max_pages, config.vocab_size, config.eos_token_ids, grammars)
         network = loaded.connect(pool, pipe)

@@ -28,7 +28,7 @@ from moonlang.model_executor.executor import ThreadExecutor
 from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.runner import ModelRunner
 from moonlang.model_executor.watching import WatchingExecutor
-from moonlang.roles.experts import open_exchange
+from moonlang.roles.experts import check_exchange, open_exchange
 from moonlang.roles.pipeline import PipelineExecutor
 from moonlang.roles.plan_lines import PlanOut, plan_sender, result_receiver
 
@@ -69,8 +69,11 @@ def sharded_runner(
         return Shared(ModelRunner(model, args, grammars), survivors)
     joined = join(seat)
     config = dataclasses.replace(model, shard=joined.shard, stage=joined.stage, experts_apart=joined.experts)
-    sharers = joined.expert_group or joined.group
-    exchange = None if sharers is None else open_exchange(args, model, seat, sharers)
+    sharers, exchange = joined.expert_group or joined.group, None
+    if sharers is not None:
+        exchange = open_exchange(args, model, seat if joined.pipe is None else seat.of_stage(), sharers)
+    else:
+        check_exchange(args, model)
     if survivors is None and sharers is not None and is_elastic(args):
         survivors = Survivors(seat, sharers, everyone if seat.replicas > 1 else largest_tree)
     runner = ModelRunner(config, args, grammars, joined.group, exchange, joined.pipe, joined.expert_group)
@@ -120,7 +123,8 @@ class Crew:
             self._go_on(self._survivors, "A rank has ended.")
 
     def run(self, plan: StepPlan, progress: Progress) -> StepResult:
-        """Progress of one rank says nothing of the others: pages count as written when the plan is done."""
+        """Progress of one rank says nothing of others with the same layers: pages count as written when the plan is
+        done. Of a pipeline the layers of the first stage may leave before, when one rank has them."""
         self._known_era = plan.era
         if plan.era < self._era:  # made before anybody knew of the loss
             return StepResult(plan.plan_id, (), lost=True)
@@ -147,7 +151,7 @@ class Crew:
         if self._line is None:
             return self._runner.run(plan, progress)
         self._line.send(self._encoder.encode(plan))
-        return self._runner.run(plan)
+        return self._runner.run(plan, progress if self._seat.size == self._seat.stages else None)
 
     def _go_on(self, survivors: Survivors, reason: str) -> None:
         """PeerError when there is not enough memory for as many pages."""

@@ -129,8 +129,6 @@ def test_prefill_budget_fits_the_longest_sequence():
         ({"tp_size": 3}, "1, 2, 4 or 8"),
         ({"tp_size": 2, "in_process": True}, "--in-process"),
         ({"pp_size": 2, "in_process": True}, "--in-process"),
-        ({"pp_size": 2, "disaggregation_mode": "prefill"}, "--disaggregation-mode"),
-        ({"pp_size": 2, "enable_hierarchical_cache": True}, "--enable-hierarchical-cache"),
         ({"pp_size": 99}, "more than the"),
         ({"tp_size": 2, "nnodes": 2}, "--dist-init-addr"),
         ({"tp_size": 2, "nnodes": 2, "dist_init_addr": "host"}, "no address"),
@@ -142,6 +140,14 @@ def test_ranks_that_cannot_be(given, says):
     with pytest.raises(ConfigError) as caught:
         resolve(ServerArgs.create(**given), MODEL)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{"tp_size": 2}, {"pp_size": 2}])
+def test_pages_of_several_gpus_do_not_move(given):
+    pair = ServerArgs.create(disaggregation_mode="prefill", **given)
+    with pytest.raises(ConfigError, match="host memory"):
+        resolve(pair, MODEL, HostFacts(cuda=True))
+    resolve(pair, MODEL)
 
 
 EXPERTS = dataclasses.replace(MODEL, hf={"num_local_experts": 8})
