@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import torch
 
@@ -24,7 +26,9 @@ from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.slots import SlotTable
 from moonlang.model_loader import fingerprint
 from moonlang.models import registry as models
+from moonlang.moe.eplb import Balancer, Balancing, ExpertLayer
 from moonlang.moe.exchange.port import ExpertExchange
+from moonlang.moe.placement import Placement
 
 _log = log.get(__name__)
 
@@ -71,6 +75,9 @@ class ModelRunner:
             free //= args.dp_size * config.stage.size  # they share the memory of the machine
         spec = models.spec_for(config, args.model_impl)
         loaded = networks.load(config, spec, args, self.device, group, exchange, expert_group)
+        self.expert_layers = loaded.expert_layers
+        sharers = (expert_group or group) if exchange is not None else None
+        self.balancer = _balancer(args, self.expert_layers, sharers)
         weights = fingerprint(config, args.load_format)
         self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights, args.kv_cache_dtype)
         self.whole_schema = msgspec.structs.replace(
@@ -128,10 +135,13 @@ class ModelRunner:
 
     def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
         """Execute one plan; see PlanRunner.run."""
+        if self.balancer is not None:
+            self.balancer.step()
         return self._runner.run(plan, progress)
 
     def release(self) -> None:
         """Give up the weights, and with them all that is shared with other ranks. Pages and slots stay."""
+        self.expert_layers, self.balancer = (), None
         self._runner.connect(_Released(), in_rounds=False)
 
     def rejoin(
@@ -141,7 +151,14 @@ class ModelRunner:
         self.config = config
         spec = models.spec_for(config, args.model_impl)
         loaded = networks.load(config, spec, args, self.device, None, exchange, expert_group)
+        self.expert_layers = loaded.expert_layers
+        self.balancer = _balancer(args, self.expert_layers, expert_group)
         self._runner.connect(loaded.connect(self._pool.own), in_rounds=expert_group is not None)
+
+    def hold(self, placements: Sequence[Placement]) -> None:
+        """Put the experts of all layers there, by layer, as all ranks do between the same two steps."""
+        for layer, placement in zip(self.expert_layers, placements, strict=True):
+            layer.prepare(placement)()
 
     def warm_up(self) -> None:
         """Run one prefill and one decode over page 0, so that the first request meets warm kernels."""
@@ -149,3 +166,15 @@ class ModelRunner:
         self.run(StepPlan(-2, 0, (start,), (Row(0, -1, 0, 1, (0,), True, 0, (0,)),)))
         if self.schema.page_size > 1:
             self.run(StepPlan(-1, 0, (), (Row(0, -1, 1, 1, (), True),)))
+
+
+def _balancer(args: ServerArgs, layers: Sequence[ExpertLayer], sharers: Group | None) -> Balancer | None:
+    """sharers: the ranks among which experts are; None: one has them all."""
+    if not args.enable_eplb or sharers is None or not layers:
+        return None
+    settings = Balancing(
+        every=args.eplb_rebalance_num_iterations,
+        chunk=args.eplb_rebalance_layers_per_chunk,
+        threshold=args.eplb_min_rebalancing_utilization_threshold,
+    )
+    return Balancer(layers, sharers, settings)
