@@ -15,7 +15,6 @@ def is_elastic(args: ServerArgs) -> bool:
 def check(args: ServerArgs) -> None:
     """ConfigError when flags for experts do not go with others."""
     others = {
-        "--dp-size": args.dp_size > 1,
         "--pp-size": args.pp_size > 1,
         "--nnodes": args.nnodes > 1,
         "--disaggregation-mode": args.disaggregation_mode != "null",

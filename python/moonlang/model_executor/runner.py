@@ -8,6 +8,7 @@ import msgspec
 import torch
 
 from moonlang.base import log
+from moonlang.base.errors import BugError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.kv import KvSchema
@@ -18,7 +19,8 @@ from moonlang.distributed.group import Group
 from moonlang.distributed.pipe import Pipe
 from moonlang.model_executor import networks, sizing
 from moonlang.model_executor.allocator import keep_freed_memory
-from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
+from moonlang.model_executor.layout import Batch
+from moonlang.model_executor.plan_runner import Hidden, Ints, PlanRunner, StepTimes
 from moonlang.model_executor.pool_sharing import private_pool, shared_pool
 from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.slots import SlotTable
@@ -31,6 +33,13 @@ from moonlang.moe.placement import Placement
 _log = log.get(__name__)
 
 _DEFAULT_SLOTS = 256
+
+
+class _Released:
+    """A network without weights."""
+
+    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> Hidden | None:
+        raise BugError("A rank computes that has no weights.")
 
 
 class ModelRunner:
@@ -129,6 +138,22 @@ class ModelRunner:
         if self.balancer is not None:
             self.balancer.step()
         return self._runner.run(plan, progress)
+
+    def release(self) -> None:
+        """Give up the weights, and with them all that is shared with other ranks. Pages and slots stay."""
+        self.expert_layers, self.balancer = (), None
+        self._runner.connect(_Released(), in_rounds=False)
+
+    def rejoin(
+        self, config: ModelConfig, args: ServerArgs, exchange: ExpertExchange | None, expert_group: Group | None
+    ) -> None:
+        """Load the weights again as one of other ranks, of which each computes all but the experts by itself."""
+        self.config = config
+        spec = models.spec_for(config, args.model_impl)
+        loaded = networks.load(config, spec, args, self.device, None, exchange, expert_group)
+        self.expert_layers = loaded.expert_layers
+        self.balancer = _balancer(args, self.expert_layers, expert_group)
+        self._runner.connect(loaded.connect(self._pool.own), in_rounds=expert_group is not None)
 
     def hold(self, placements: Sequence[Placement]) -> None:
         """Put the experts of all layers there, by layer, as all ranks do between the same two steps."""
