@@ -60,9 +60,9 @@ class Balancing:
 class Totals:
     """What balancing has done so far; written by the thread that runs the model.
 
-    before, after: balancedness of the load that was looked at last, as it was, and as it would have been with what came
-    of it; before_sum: over all looks. moved: slots, on all ranks. rank_counts, rank_sums: by layer, the tokens that each
-    rank had between two looks, as counts per bucket of RANK_TOKENS (the last one is open), and added up.
+    before, after: balancedness of the load that was looked at last, as it was, and as it would have been with what
+    came of it; before_sum: over all looks. moved: slots, on all ranks. rank_counts, rank_sums: by layer, the tokens
+    that each rank had between two looks, as counts per bucket of RANK_TOKENS (the last one is open), and added up.
     """
 
     rank_counts: list[list[int]]
@@ -111,8 +111,11 @@ class _Move:
 class Balancer:
     """Balances the layers of one rank, which makes the same calls as all others."""
 
-    def __init__(self, layers: Sequence[ExpertLayer], group: Group, balancing: Balancing) -> None:
-        self.totals = Totals.of(len(layers))
+    def __init__(
+        self, layers: Sequence[ExpertLayer], group: Group, balancing: Balancing, totals: Totals | None = None
+    ) -> None:
+        """totals: of a balancer before this one, which go on."""
+        self.totals = totals or Totals.of(len(layers))
         self._layers = layers
         self._group = group
         self._balancing = balancing
