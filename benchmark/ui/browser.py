@@ -58,6 +58,7 @@ class Browser:
                 [CHROMIUM, *_FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
                 stdout=log,
                 stderr=log,
+                env=os.environ | {"TMPDIR": str(folder)},  # it is killed, and cleans up nothing
                 start_new_session=True,
             )
         try:
@@ -129,7 +130,7 @@ class Page:
         assert "exceptionDetails" not in found, f"{expression}: {found['exceptionDetails']}"
         return found["result"].get("value")
 
-    def until(self, expression: str, timeout_s: float = 20) -> Any:
+    def until(self, expression: str, timeout_s: float = 90) -> Any:
         """Wait until an expression is true; its value."""
         deadline_ns = clock.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
         while not (found := self.evaluate(expression)):

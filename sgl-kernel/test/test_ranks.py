@@ -41,7 +41,7 @@ def test_a_lost_rank(tmp_path):
     begin = time.monotonic()
     with pytest.raises(RankLostError, match="Rank 1 has ended"):
         stays.exchange(8)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < LONG_MS / 2000  # it is noticed, not waited for
 
 
 def test_a_silent_rank(tmp_path):

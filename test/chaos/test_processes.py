@@ -15,8 +15,8 @@ from watched_server import Watched, WatchedServer, watched_server
 
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 
-REPORT_NS = NS_PER_S  # a role that dies is reported within this
-GONE_S = 10.0
+REPORT_NS = 30 * NS_PER_S  # a dead role is reported within this: at once, not by --watchdog-timeout
+GONE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -97,19 +97,19 @@ def test_threads_end_in_order_too(flags: tuple[str, ...]) -> None:
 
 
 def test_a_scheduler_that_hangs_ends_the_server(flags: tuple[str, ...]) -> None:
-    with watched_server(*flags, "--watchdog-timeout", "1") as server:
+    with watched_server(*flags, "--watchdog-timeout", "4") as server:
         server.wait_ready()
         pids = server.roles()
         children = Watched(pids)
         os.kill(pids["scheduler"], signal.SIGSTOP)
-        server.wait_line("The scheduler has not answered for 1 s")
+        server.wait_line("The scheduler has not answered for 4 s")
         assert server.wait_exit() == 1
         assert_nothing_left(server, children)
 
 
 def roles_of(server: WatchedServer) -> dict[str, int]:
     """Its roles as soon as both have been started."""
-    deadline_ns = monotonic_ns() + 30 * NS_PER_S
+    deadline_ns = monotonic_ns() + 90 * NS_PER_S
     while len(pids := server.roles()) < 2:
         assert monotonic_ns() < deadline_ns
         threading.Event().wait(0.005)
@@ -131,7 +131,7 @@ def test_a_model_that_cannot_be_loaded_is_said_in_one_line_with_status_2(tmp_pat
     folder = write_tiny_folder(tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     with watched_server("--model-path", str(folder)) as server:
-        assert server.wait_exit(60) == 2
+        assert server.wait_exit(120) == 2
         assert not [line for line in server.lines if "Traceback" in line], server.lines
         assert [line for line in server.lines if line.startswith("Error:")]
         assert server.left_behind() == []

@@ -17,6 +17,7 @@ from moonlang.mooncake import lib
 pytestmark = pytest.mark.skipif(bool(lib.how_to_get()), reason=f"Mooncake is not there: {lib.how_to_get()}")
 
 PAGES = 64 << 10  # of 1 KB: enough to be in the middle of them
+SOON_NS = 25 * NS_PER_S  # left alone, the library hangs for a minute, and gives up after half of one
 NewPeer = Callable[[], KvPeer]
 
 
@@ -45,13 +46,14 @@ def new_peer() -> Iterator[NewPeer]:
 def test_killed_in_the_middle_of_a_push(prefill: Side, new_peer: NewPeer) -> None:
     peer = new_peer()
     assert prefill.do(push(peer.card, [0], [0])).outcome is Outcome.OK
+    peer.signal(signal.SIGSTOP)  # the sockets hold less than what is pushed
     ticket = prefill.transfer.submit(push(peer.card, range(0, PAGES, 2), range(0, PAGES, 2)))
     begun = monotonic_ns()
     assert prefill.transfer.poll() == []
     peer.kill()
     (done,) = prefill.wait(ticket)
     assert done.outcome is Outcome.FAILED
-    assert monotonic_ns() - begun < 3 * NS_PER_S  # what was queued waits a second for a new connection
+    assert monotonic_ns() - begun < SOON_NS  # what was queued waits a second for a new connection
 
 
 def test_stopped_before_the_first_contact(prefill: Side, new_peer: NewPeer) -> None:
@@ -63,7 +65,7 @@ def test_stopped_before_the_first_contact(prefill: Side, new_peer: NewPeer) -> N
     begun = monotonic_ns()
     others = [prefill.transfer.submit(push(peer.card, [2], [2])) for peer in (known, unknown)]
     done = {completion.ticket.id: completion for completion in prefill.wait(hanging, *others)}
-    assert monotonic_ns() - begun < 2 * NS_PER_S
+    assert monotonic_ns() - begun < SOON_NS
     assert done[hanging.id].outcome is Outcome.FAILED
     assert all(done[ticket.id].outcome is Outcome.OK for ticket in others)
     stopped.signal(signal.SIGCONT)
@@ -80,7 +82,7 @@ def test_stopped_in_between_and_woken_again(prefill: Side, new_peer: NewPeer) ->
     begun = monotonic_ns()
     done = prefill.do(push(peer.card, [1], [1], deadline_ns=begun + NS_PER_S))
     assert done.outcome is Outcome.FAILED
-    assert monotonic_ns() - begun < 9 * NS_PER_S
+    assert monotonic_ns() - begun < SOON_NS
     peer.signal(signal.SIGCONT)
     assert prefill.do(push(peer.card, [2], [2])).outcome is Outcome.OK
     assert peer.page(2) == prefill.pool.page(2)

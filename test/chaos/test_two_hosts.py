@@ -18,7 +18,7 @@ from moonlang.mooncake import lib
 from moonlang.roles import topology
 from moonlang.roles.process import Job, job_file
 
-END_S = 60.0
+END_S = 90.0
 
 pytestmark = pytest.mark.skipif(bool(why_not() or lib.how_to_get()), reason=why_not() or lib.how_to_get() or "-")
 
@@ -51,30 +51,40 @@ from moonlang.base.clock import sleep_s
 from moonlang.base.errors import PeerError
 from moonlang.core.messages import StopHit
 from moonlang.mooncake.endpoint import MooncakeEndpoint
-name, addresses, total = sys.argv[1], msgspec.json.decode(sys.argv[2]), int(sys.argv[3])
+name, addresses, part = sys.argv[1], msgspec.json.decode(sys.argv[2]), int(sys.argv[3])
 mailbox = MooncakeEndpoint(name, addresses, token="cluster")
+def is_sent(text):
+    try:
+        mailbox.send("b", StopHit(text))
+    except PeerError:
+        return False
+    return True
+def received():
+    mailbox.wait(10**9)
+    return [envelope.body.rid for envelope in mailbox.recv()]
 if name == "a":
-    sent = refused = 0
-    while sent < total:
-        try:
-            mailbox.send("b", StopHit(str(sent)))
+    sent, goal = 0, None  # until a part more has been sent than when the peer was out of reach
+    while goal is None or sent < goal:
+        if is_sent(str(sent)):
             sent += 1
-        except PeerError:
-            refused += 1
+        else:
+            if goal is None:
+                print("out of reach", flush=True)
+            goal = sent + part
+        if sent == part and goal is None:
+            print("a part", flush=True)
         sleep_s(0.001)
-        if sent == total // 4 and not refused:
-            print("a quarter", flush=True)
-    print("refused", refused, flush=True)
-    mailbox.wait(10**10)  # until b has all
-    mailbox.close()
+    while not is_sent("last"):
+        sleep_s(0.01)
+    while not received():
+        pass
 else:
     got = []
-    while len(got) < total:
-        mailbox.wait(10**9)
-        got += [int(envelope.body.rid) for envelope in mailbox.recv()]
-    print("in order", got == list(range(total)), flush=True)
+    while "last" not in got:
+        got += received()
+    print("in order", got[:-1] == [str(number) for number in range(len(got) - 1)], flush=True)
     mailbox.send("a", StopHit("all"))
-    mailbox.close()
+mailbox.close()
 """
 
 
@@ -127,7 +137,7 @@ _ASK = """
 import json, sys, urllib.request
 body = json.dumps({"text": "x", "sampling_params": {"max_new_tokens": 4, "ignore_eos": True}}).encode()
 request = urllib.request.Request(sys.argv[1] + "/generate", body, {"Content-Type": "application/json"})
-print(len(json.load(urllib.request.urlopen(request, timeout=30))["output_ids"]))
+print(len(json.load(urllib.request.urlopen(request, timeout=90))["output_ids"]))
 """
 
 
@@ -159,20 +169,18 @@ def test_two_ranks_on_two_hosts(hosts: TwoHosts, tmp_path: Path) -> None:
 def test_a_cable_that_is_pulled_for_a_moment_loses_and_repeats_nothing(hosts: TwoHosts) -> None:
     addresses = {name: f"tcp://{host}:7100" for name, host in zip("ab", HOSTS, strict=True)}
     text = msgspec.json.encode(addresses).decode()
-    b = hosts.python(1, ("-c", _COUNT, "b", text, "2000"), stdout=subprocess.PIPE)
-    a = hosts.python(0, ("-c", _COUNT, "a", text, "2000"), stdout=subprocess.PIPE)
+    b = hosts.python(1, ("-c", _COUNT, "b", text, "500"), stdout=subprocess.PIPE)
+    a = hosts.python(0, ("-c", _COUNT, "a", text, "500"), stdout=subprocess.PIPE)
     try:
         assert a.stdout is not None
-        assert a.stdout.readline() == "a quarter\n"
+        assert a.stdout.readline() == "a part\n"
         hosts.cut()
-        with pytest.raises(subprocess.TimeoutExpired):
-            a.wait(1.5)  # longer than the connection lives without an answer
+        assert a.stdout.readline() == "out of reach\n"
         hosts.mend()
         said, _ = b.communicate(timeout=END_S)
         assert said == "in order True\n"
-        rest, _ = a.communicate(timeout=END_S)
-        assert int(rest.split()[-1]) > 0  # it was told that the peer was out of reach
+        assert a.wait(END_S) == 0
     finally:
         for process in (a, b):
             process.kill()
-            process.wait()
+            process.communicate()

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import select
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from moonlang.base.errors import PeerError
@@ -43,7 +43,9 @@ from moonlang.mooncake.endpoint import MooncakeEndpoint
 from moonlang.mooncake.engine import Engine
 from moonlang.mooncake.ring import Geometry
 
-DEADLINE_NS = 5 * NS_PER_S
+DEADLINE_NS = 60 * NS_PER_S
+SOON_NS = DEADLINE_NS // 2  # of what need not wait at all
+SEND_TIMEOUT_NS = 300 * NS_PER_MS  # short, for it is waited for; longer than a busy machine takes for a message
 CAPACITY = 8
 SMALL = Geometry(ring_bytes=1 << 16, arena_bytes=1 << 22)
 
@@ -86,18 +88,18 @@ def network(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
 
     def plain(name: str) -> Endpoint:
         if request.param.endswith("inproc"):
-            return InprocEndpoint(name, hub, send_timeout_ns=50 * NS_PER_MS)
+            return InprocEndpoint(name, hub, send_timeout_ns=SEND_TIMEOUT_NS)
         if request.param == "engine":
             return MooncakeEndpoint(
                 name,
                 addresses,
                 geometry=SMALL,
-                send_timeout_ns=100 * NS_PER_MS,
+                send_timeout_ns=SEND_TIMEOUT_NS,
                 new_engine=lambda host: new_engine(),
             )
         if request.param.endswith("mooncake"):
-            return MooncakeEndpoint(name, addresses, geometry=SMALL, send_timeout_ns=50 * NS_PER_MS)
-        return ZmqEndpoint(name, addresses, capacity=CAPACITY, send_timeout_ns=50 * NS_PER_MS)
+            return MooncakeEndpoint(name, addresses, geometry=SMALL, send_timeout_ns=SEND_TIMEOUT_NS)
+        return ZmqEndpoint(name, addresses, capacity=CAPACITY, send_timeout_ns=SEND_TIMEOUT_NS)
 
     opener = _wrapped(plain) if request.param.startswith("faulty") else plain
 
@@ -109,12 +111,6 @@ def network(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     for endpoint in opened:
         endpoint.close()
     hub.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        return probe_socket.getsockname()[1]
 
 
 def receive(endpoint: Endpoint, count: int) -> list[Envelope]:
@@ -193,7 +189,7 @@ def test_wait_ends_with_the_time(network: Opener) -> None:
     a.wait(0)
     a.wait(-5)
     passed = monotonic_ns() - before
-    assert 20 * NS_PER_MS <= passed < 2 * NS_PER_S
+    assert 20 * NS_PER_MS <= passed < SOON_NS
 
 
 def test_wait_ends_with_a_message_from_another_thread(network: Opener) -> None:
@@ -202,7 +198,7 @@ def test_wait_ends_with_a_message_from_another_thread(network: Opener) -> None:
     before = monotonic_ns()
     sender.start()
     b.wait(DEADLINE_NS)
-    assert monotonic_ns() - before < NS_PER_S
+    assert monotonic_ns() - before < SOON_NS
     sender.join()
     assert receive(b, 1)[0].body == StopHit("x")
 
@@ -213,7 +209,7 @@ def test_wait_ends_with_another_descriptor(network: Opener) -> None:
     wakeup.set()
     before = monotonic_ns()
     b.wait(DEADLINE_NS, also=(wakeup.fileno(),))
-    assert monotonic_ns() - before < NS_PER_S
+    assert monotonic_ns() - before < SOON_NS
     wakeup.close()
 
 
@@ -236,7 +232,7 @@ def test_fileno_stays_readable_until_the_inbox_is_empty(network: Opener) -> None
         a.send("b", StopHit(str(index)))
     found = 0
     while found < 6:
-        assert readable(b.fileno(), 5), f"silent with {6 - found} messages to come"
+        assert readable(b.fileno(), DEADLINE_NS / NS_PER_S), f"silent with {6 - found} messages to come"
         found += len(b.recv(1))
     b.recv()
     assert not readable(b.fileno(), 0)
@@ -246,7 +242,7 @@ def test_fileno_is_readable_after_wait_saw_the_message(network: Opener) -> None:
     a, b = network("a"), network("b")
     a.send("b", StopHit("x"))
     b.wait(DEADLINE_NS)
-    assert readable(b.fileno(), 5)
+    assert readable(b.fileno(), DEADLINE_NS / NS_PER_S)
     assert len(receive(b, 1)) == 1
 
 
@@ -271,7 +267,7 @@ def test_no_wake_is_lost_under_asyncio(network: Opener) -> None:
         loop.add_reader(b.fileno(), on_readable)
         sender = threading.Thread(target=burst)
         sender.start()
-        await asyncio.wait_for(done, 10)
+        await asyncio.wait_for(done, DEADLINE_NS / NS_PER_S)
         loop.remove_reader(b.fileno())
         sender.join()
 
@@ -302,7 +298,7 @@ def test_a_full_inbox_is_a_peer_error_within_bounded_time_and_nothing_is_lost(ne
         except PeerError as error:
             refused = str(error)
     assert "stays full" in refused
-    assert monotonic_ns() - before < 2 * NS_PER_S
+    assert monotonic_ns() - before < SOON_NS
     assert sent >= CAPACITY
     assert [envelope.seq for envelope in receive(b, sent)] == list(range(sent))
     a.send("b", StopHit("room again"))

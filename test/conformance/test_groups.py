@@ -18,13 +18,15 @@ from moonlang.base.errors import PeerError
 from moonlang.core.seat import Seat
 
 BACKENDS = ("shared_memory", "gloo")
+PATIENCE_S = 60.0
+SOON_S = 30.0  # of what is noticed, not waited for
 Join = Callable[..., Any]
 
 
 @pytest.fixture(params=BACKENDS)
 def join(request: pytest.FixtureRequest, tmp_path: Path) -> Join:
     """join(rank, size): a group of ranks that meet in a folder of their own."""
-    return lambda rank, size, patience_s=30.0: registry.find("distributed", request.param).BACKEND(
+    return lambda rank, size, patience_s=PATIENCE_S: registry.find("distributed", request.param).BACKEND(
         Seat(
             rank=rank,
             size=size,
@@ -92,12 +94,12 @@ def test_a_rank_that_ends_is_an_error_for_the_others(join: Join) -> None:
             group.all_reduce(torch.zeros(4))
         return (clock.monotonic_ns() - begin_ns) / clock.NS_PER_S
 
-    assert on_every_rank(2, work)[0] < 1.0
+    assert on_every_rank(2, work)[0] < SOON_S
 
 
 def test_a_rank_that_does_not_answer_is_an_error_in_time(join: Join) -> None:
     def work(rank: int) -> None:
-        group = join(rank, 2, 0.5)
+        group = join(rank, 2, 2.0)
         if rank == 0:
             with pytest.raises(PeerError):
                 group.all_reduce(torch.zeros(4))
@@ -124,13 +126,13 @@ def test_a_killed_process_is_noticed(tmp_path: Path) -> None:
     assert child.stdout is not None
     try:
         backend = registry.find("distributed", "shared_memory").BACKEND
-        group = backend(Seat(rank=0, size=2, meeting=meeting, plans="", backend="shared_memory", patience_s=60))
+        group = backend(Seat(rank=0, size=2, meeting=meeting, plans="", backend="shared_memory", patience_s=PATIENCE_S))
         assert child.stdout.readline() == b"joined\n"
         child.send_signal(signal.SIGKILL)
         begin_ns = clock.monotonic_ns()
         with pytest.raises(PeerError, match="Rank 1 has ended"):
             group.barrier()
-        assert clock.monotonic_ns() - begin_ns < clock.NS_PER_S
+        assert clock.monotonic_ns() - begin_ns < SOON_S * clock.NS_PER_S
     finally:
         child.kill()
         child.wait()

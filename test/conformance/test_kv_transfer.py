@@ -217,12 +217,13 @@ def test_two_peers_at_once(moving: Backend, new_side: NewSide, prefill: Side, de
 
 
 def test_a_cancelled_push_completes_and_nothing_comes_after_it(moving: Backend, prefill: Side, decode: Side) -> None:
-    tickets = [prefill.transfer.submit(push(decode.card, range(32), range(32))) for _ in range(8)]
-    for ticket in tickets:
-        prefill.transfer.cancel(ticket)
-    done = prefill.wait(*tickets)
-    assert {completion.outcome for completion in done} <= {Outcome.OK, Outcome.CANCELLED}
-    assert Outcome.CANCELLED in {completion.outcome for completion in done}
+    outcomes = {Outcome.OK}
+    while outcomes == {Outcome.OK}:  # a busy machine may have done them all before the first is cancelled
+        tickets = [prefill.transfer.submit(push(decode.card, range(32), range(32))) for _ in range(8)]
+        for ticket in reversed(tickets):
+            prefill.transfer.cancel(ticket)
+        outcomes = {completion.outcome for completion in prefill.wait(*tickets)}
+    assert outcomes <= {Outcome.OK, Outcome.CANCELLED}
     decode.pool.fill(bytes(len(decode.pool.memory)))
     assert prefill.do(push(decode.card, [0], [0])).outcome is Outcome.OK  # behind whatever is left in the lane
     assert decode.pool.page(1) == bytes(SCHEMA.page_bytes)

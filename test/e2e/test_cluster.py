@@ -53,7 +53,7 @@ class Clients(threading.Thread):
 
     def run(self) -> None:
         sampling = {"max_new_tokens": 60, "temperature": 0, "ignore_eos": True}
-        with httpx.Client(base_url=self._url, timeout=60) as http:
+        with httpx.Client(base_url=self._url, timeout=120) as http:
             while not self._stop_it.wait(0.03):
                 stream = bool(self.answers % 2)
                 body = {"text": "Hello", "sampling_params": sampling, "stream": stream}
@@ -69,7 +69,7 @@ class Clients(threading.Thread):
 
     def stop(self) -> None:
         self._stop_it.set()
-        self.join(60)
+        self.join(150)
         assert not self.is_alive()
 
 
@@ -84,7 +84,7 @@ def test_it_answers_and_says_how_it_is(cluster: LiveCluster) -> None:
         "server-1": "decode",
     }
     assert "server-1" in cluster.command("status")
-    workers = httpx.get(f"{cluster.url}/workers").json()["workers"]
+    workers = cluster.http.get(f"{cluster.url}/workers").json()["workers"]
     found = sorted((worker["name"], worker["is_usable"]) for worker in workers)
     assert found == [("server-0", True), ("server-1", True)]
     assert TOKEN not in cluster.said
@@ -100,7 +100,7 @@ def test_the_store_gets_pages(cluster: LiveCluster) -> None:
     assert cluster.ask(LONG).status_code == 200
 
     def saved() -> int:
-        infos = httpx.get(f"{cluster.url}/server_info").json()["internal_states"]
+        infos = cluster.http.get(f"{cluster.url}/server_info").json()["internal_states"]
         return sum(info["load"]["tiers"]["total_saved_tokens"] for info in infos)
 
     cluster.until(lambda: saved() > 0)
@@ -195,6 +195,6 @@ def test_another_cluster_beside_it_from_python(cluster: LiveCluster) -> None:
 def test_down_ends_everything(cluster: LiveCluster) -> None:
     assert len(cluster.members()) >= 8
     assert "has ended" in cluster.command("down")
-    assert cluster.process.wait(5) == 0
+    assert cluster.process.wait(60) == 0
     assert cluster.left_behind() == []
     assert "No cluster of yours" in cluster.command("status")

@@ -43,7 +43,7 @@ def test_the_next_turn_finds_the_answer_at_prefill(tmp_path: Path) -> None:
             first = both.ask({"input_ids": prompt(1), "sampling_params": TURN}).json()
             assert settle(both.decode)["total_saved_tokens"] > 0
             settle(both.prefill)
-            response = both.prefill.http.post("/flush_cache", params={"timeout": 20})
+            response = both.prefill.http.post("/flush_cache", params={"timeout": 60})
             assert response.status_code == 200, response.text
             told = prompt(1) + first["output_ids"]
             ids = told + prompt(2, 40)

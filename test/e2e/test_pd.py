@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from free_ports import free_port
 from live_server import LiveServer
-from pd_servers import Couple, PdRouter, couple, port_without_listener, seconds_since
+from pd_servers import Couple, PdRouter, couple, seconds_since
 from tiny_folder import write_tiny_folder
 
 from moonlang.base import clock
@@ -19,6 +20,7 @@ from moonlang.base import clock
 WIDE = {"num_hidden_layers": 8, "num_key_value_heads": 4, "head_dim": 128}  # 32 KB of keys and values per token
 CHUNK = ("--chunked-prefill-size", "64")  # prompts of more than four pages come in pieces
 STORY = "The old man and the sea. Once upon a time there was a fisherman who had caught nothing for many days. "
+SOON_S = 30  # a tenth of the time that a request waits for a peer that is there
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 99}},
@@ -146,11 +148,11 @@ def test_a_client_that_leaves_frees_everything(pair: Couple, router: PdRouter) -
 
 
 def test_a_prefill_server_that_cannot_be_found_is_said_at_once(pair: Couple) -> None:
-    port = port_without_listener()
+    port = free_port()
     body = {"text": "Hi", **GREEDY, "bootstrap_host": "127.0.0.1", "bootstrap_port": port, "bootstrap_room": 1 << 40}
     begin_ns = clock.monotonic_ns()
     answer = pair.decode.http.post("/generate", json=body)
-    assert seconds_since(begin_ns) < 4
+    assert seconds_since(begin_ns) < SOON_S
     assert answer.status_code == 503
     assert f"127.0.0.1:{port}" in answer.text
     pair.decode.wait_free()
@@ -172,7 +174,7 @@ def test_the_receipt_tells_both_halves_apart(router: PdRouter) -> None:
     meta = router.http.post("/generate", json={"text": text, **GREEDY}).json()["meta_info"]
     stages = {stage["name"]: stage["seconds"] for stage in meta["receipt"]["stages"]}
     assert list(stages) == ["queue", "prefill", "transfer", "decode"]
-    assert sum(stages.values()) == pytest.approx(meta["e2e_latency"], rel=0.05)
+    assert sum(stages.values()) == pytest.approx(meta["e2e_latency"])
     assert 0 < stages["prefill"] < meta["e2e_latency"]
     sources = meta["receipt"]["prompt_tokens_by_source"]
     assert sources["computed"] + meta["cached_tokens"] == meta["prompt_tokens"]
@@ -211,7 +213,7 @@ def test_layers_leave_while_the_rest_is_computed(tmp_path: Path) -> None:
         paired = answers(second.result())
         assert first.result().status_code == 200
         alone = {**body, "bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
-        both.decode.http.post("/flush_cache", params={"timeout": 10}).raise_for_status()
+        both.decode.http.post("/flush_cache", params={"timeout": 60}).raise_for_status()
         assert answers(both.decode.http.post("/generate", json=alone)) == paired
         pushes = both.prefill.load()["pairs"]["distributions"]["kv_transfer_latency_ms"]["counts"]
         assert sum(pushes) >= 2 * 4, "each of the two chunks in several groups"

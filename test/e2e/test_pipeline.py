@@ -35,23 +35,21 @@ def test_many_at_once(server: LiveServer, stages: LiveServer) -> None:
             next(response.iter_lines())
             found = list(pool.map(lambda body: answers(stages, body), bodies))
         assert found == [answers(server, body) for body in bodies]
-    stages.wait_idle(20)
+    stages.wait_idle()
 
 
 def test_a_lost_stage_ends_the_server(tmp_path: Path) -> None:
     with LiveServer(tmp_path, *FLAGS, "--pp-size", "2") as running:
-        children = Path(f"/proc/{running.process.pid}/task").glob("*/children")
-        pids = [int(pid) for file in children for pid in file.read_text().split()]
-        names = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in pids}
-        os.kill(next(pid for name, pid in names.items() if name.startswith("moonlang::worke")), signal.SIGKILL)
-        assert running.process.wait(20) != 0
+        segments = running.shared_memory()
+        os.kill(running.roles()["worker-1"], signal.SIGKILL)
+        assert running.process.wait(60) != 0
         assert "worker-1 was killed by SIGKILL" in running.log
-    assert not list(Path("/dev/shm").glob("moonlang-run-*-ranks*"))
+    assert not list(Path("/dev/shm").glob(f"{segments}*"))
 
 
 def test_an_orderly_end_is_quiet(tmp_path: Path) -> None:
     with LiveServer(tmp_path, *FLAGS, "--pp-size", "2") as running:
         answers(running, BODIES["greedy"])
         running.process.terminate()
-        assert running.process.wait(20) == 0
+        assert running.process.wait(60) == 0
         assert "Traceback" not in running.log

@@ -31,26 +31,20 @@ def test_the_same_bits(server: LiveServer, ranks: LiveServer, name: str) -> None
     assert answers(ranks, BODIES[name]) == answers(server, BODIES[name])
 
 
-def worker_of(server: LiveServer) -> int:
-    """Some rank but the first."""
-    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    pids = [int(pid) for file in children for pid in file.read_text().split()]
-    return next(pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().startswith("moonlang::worke"))
-
-
 def test_a_lost_rank_ends_the_server(tmp_path: Path) -> None:
     with LiveServer(tmp_path, *FLAGS, "--tp-size", "2") as running:
-        os.kill(worker_of(running), signal.SIGKILL)
-        assert running.process.wait(20) != 0
+        segments = running.shared_memory()
+        os.kill(running.roles()["worker-1"], signal.SIGKILL)
+        assert running.process.wait(60) != 0
         assert "worker-1 was killed by SIGKILL" in running.log
-    assert not list(Path("/dev/shm").glob("moonlang-run-*-ranks"))
+    assert not list(Path("/dev/shm").glob(f"{segments}*"))
 
 
 def test_an_orderly_end_is_quiet(tmp_path: Path) -> None:
     with LiveServer(tmp_path, *FLAGS, "--tp-size", "2") as running:
         answers(running, BODIES["greedy"])
         running.process.terminate()
-        running.process.wait(20)
+        running.process.wait(60)
         assert "Traceback" not in running.log
 
 
@@ -58,7 +52,7 @@ def test_an_orderly_end_is_quiet(tmp_path: Path) -> None:
 def test_models_that_cannot_be_shared(size: str, why: str, tmp_path: Path) -> None:
     server = LiveServer(tmp_path, "--tp-size", size)
     try:
-        assert server.process.wait(60) == 2
+        assert server.process.wait(120) == 2
         assert why in server.log
     finally:
         server.close()
@@ -73,7 +67,7 @@ def test_ranks_on_two_nodes(server: LiveServer, way: str, tmp_path: Path) -> Non
         with LiveServer(tmp_path, *FLAGS, *nodes) as running:
             for name in ("greedy", "seeded"):
                 assert answers(running, BODIES[name]) == answers(server, BODIES[name])
-        assert follower.process.wait(20) == 1
+        assert follower.process.wait(60) == 1
         assert "Rank 0 has ended" in follower.log
     finally:
         follower.close()

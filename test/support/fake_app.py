@@ -42,7 +42,7 @@ async def served(args: ServerArgs | None = None, *, metrics: bool = False, **mod
     with FakeEngine() as engine:
         client = engine.client(args, metrics=metrics, **model)
         client.start(asyncio.get_running_loop())
-        health = Health(client, timeout_s=0.2)
+        health = Health(client, timeout_s=0.5)
         health.state = "Up"
         app = build_app(client, ChatTemplate("", TEMPLATE, special_tokens={}), health)
         transport = httpx.ASGITransport(app=app)
@@ -70,12 +70,12 @@ def served_on_port(args: ServerArgs) -> Iterator[str]:
 
     thread = threading.Thread(target=asyncio.run, args=(main(),), name="served")
     thread.start()
-    url, server = found.result(10)
+    url, server = found.result(60)
     try:
         yield url
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 def run_served(case: Callable[[Served], Awaitable[None]], args: ServerArgs | None = None, **more: Any) -> None:
@@ -85,7 +85,7 @@ def run_served(case: Callable[[Served], Awaitable[None]], args: ServerArgs | Non
         async with served(args, **more) as found:
             await case(found)
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 def events(response: httpx.Response) -> list[Any]:

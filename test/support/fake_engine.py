@@ -144,7 +144,7 @@ class FakeEngine:
             metrics=ServerMetrics("fake") if metrics else None,
         )
 
-    def wait_for(self, kind: type[Message], count: int = 1, timeout_s: float = 5) -> list[Any]:
+    def wait_for(self, kind: type[Message], count: int = 1, timeout_s: float = 60) -> list[Any]:
         """Block until `count` messages of a kind have arrived."""
 
         def found() -> list[Message]:

@@ -18,7 +18,7 @@ from moonlang.router.app import Parts, build_app
 from moonlang.router.args import RouterArgs
 from moonlang.router.server import assembled
 
-QUICK = {"health_check_interval_secs": 0.05, "retry_initial_backoff_ms": 1.0, "health_check_timeout_secs": 0.3}
+QUICK = {"health_check_interval_secs": 0.05, "retry_initial_backoff_ms": 1.0, "health_check_timeout_secs": 1.0}
 Answer = Callable[["FakeWorker", web.Request, Any], Awaitable[web.StreamResponse]]
 
 
@@ -116,7 +116,7 @@ class Routed:
     parts: Parts
     workers: list[FakeWorker]
 
-    async def until(self, true: Callable[[], bool], timeout_s: float = 10) -> None:
+    async def until(self, true: Callable[[], bool], timeout_s: float = 60) -> None:
         """Wait for something to become true."""
         async with asyncio.timeout(timeout_s):
             while not true():
@@ -153,7 +153,7 @@ async def routed(*workers: FakeWorker, **flags: Any) -> AsyncIterator[Routed]:
 
         stack.push_async_callback(stop)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=90))
         found = Routed(http, parts, list(workers))
         await found.until(lambda: all(worker.up for worker in parts.workers))
         yield found
@@ -163,7 +163,7 @@ def run_routed(case: Callable[[Routed], Awaitable[None]], *workers: Callable[[],
     """Run one test case. workers: made inside the event loop."""
 
     async def main() -> None:
-        async with asyncio.timeout(30), routed(*(make() for make in workers), **flags) as found:
+        async with asyncio.timeout(120), routed(*(make() for make in workers), **flags) as found:
             await case(found)
 
     asyncio.run(main())

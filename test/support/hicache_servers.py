@@ -77,7 +77,7 @@ class CachedServer(LiveServer):
 
     def flush(self) -> None:
         """Forget device and host pool."""
-        response = self.http.post("/flush_cache", params={"timeout": 20})
+        response = self.http.post("/flush_cache", params={"timeout": 60})
         assert response.status_code == 200, response.text
 
     def is_healthy(self) -> bool:

@@ -22,7 +22,7 @@ from moonlang.disaggregation.channel import TransferOptions
 
 SCHEMA = KvSchema(num_layers=4, num_kv_heads=2, head_dim=8, page_size=4, dtype="bfloat16", itemsize=2)
 PAGES = 64
-DEADLINE_NS = 10 * NS_PER_S
+DEADLINE_NS = 90 * NS_PER_S
 WHOLE = (Span(0, 0, SCHEMA.page_bytes),)
 LAYER_BYTES = SCHEMA.page_bytes // SCHEMA.num_layers
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 SCHEMA = KvSchema(
     num_layers=2, num_kv_heads=2, head_dim=4, page_size=2, dtype="float32", itemsize=4, fingerprint="weights"
 )
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 def card(instance: str, schema: KvSchema = SCHEMA, backend: str = "local") -> KvCard:

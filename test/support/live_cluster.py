@@ -23,7 +23,7 @@ from moonlang.roles.children import environment
 
 START_S = 120.0
 STOP_S = 60.0
-GONE_S = 10.0
+GONE_S = 60.0
 _PORT_TROUBLE = re.compile(r"in use|annot listen|annot bind|bind error|is taken", re.IGNORECASE)
 
 
@@ -49,7 +49,7 @@ class LiveCluster:
         self._pids: set[int] = set()
         self._before_us = {path.name for path in Path("/dev/shm").iterdir()}  # of dead ones whose numbers come again
         self._url = ""
-        self.http = httpx.Client(timeout=60)
+        self.http = httpx.Client(timeout=120)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +76,7 @@ class LiveCluster:
     def wait_ready(self) -> None:
         self.until(lambda: "is ready after" in self.said, START_S)
 
-    def until(self, true: Callable[[], Any], timeout_s: float = 60.0) -> None:
+    def until(self, true: Callable[[], Any], timeout_s: float = 120.0) -> None:
         """Wait for something to become true, while the cluster lives."""
         deadline_ns = clock.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
         while not true():

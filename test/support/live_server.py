@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -13,12 +12,14 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import httpx
+from free_ports import free_port
+from processes import jobs, roles
 
 from moonlang.base import clock
 
 PACKAGE_FOLDER = Path(__file__).parents[2] / "python"
 START_S = 180
-STOP_S = 30
+STOP_S = 120
 MODEL_VARIABLE = "MOONLANG_E2E_MODEL"  # another checkpoint than the embedded one
 
 
@@ -43,7 +44,7 @@ class LiveProcess:
         self._ready_path = ready_path
         self._command = [sys.executable, "-m", module, "--port", str(self.port), *flags]
         self.process = self._started()
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=120)
 
     def __enter__(self) -> Self:
         try:
@@ -88,12 +89,20 @@ class LiveProcess:
                 self.process.kill()
                 self.process.wait(STOP_S)
 
-    def until(self, true: Callable[[], Any], timeout_s: float = 30) -> None:
+    def until(self, true: Callable[[], Any], timeout_s: float = 90) -> None:
         """Wait for something to become true."""
         deadline_ns = clock.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
         while not true():
             assert clock.monotonic_ns() < deadline_ns, f"not within {timeout_s} s:\n{self.log}"
             clock.sleep_s(0.01)
+
+    def roles(self) -> dict[str, int]:
+        """Process id of each role that lives, by name."""
+        return roles(self.process.pid)
+
+    def shared_memory(self) -> str:
+        """What the names of its files in /dev/shm begin with."""
+        return next(job.parent.name for job in jobs(self.process.pid))
 
     def wait_until_up(self) -> None:
         """Wait until it takes requests."""
@@ -124,7 +133,7 @@ class LiveServer(LiveProcess):
         """Those of the first one."""
         return self.loads()[0]
 
-    def wait_idle(self, timeout_s: float = 20) -> dict[str, float]:
+    def wait_idle(self, timeout_s: float = 90) -> dict[str, float]:
         """The first scheduler's numbers as soon as nothing runs or waits and no page is leased anywhere."""
         busy = ("num_running", "num_waiting", "num_grammar", "used_tokens")
         deadline_ns = clock.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
@@ -136,21 +145,6 @@ class LiveServer(LiveProcess):
             clock.sleep_s(0.01)
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def free_ports() -> int:
     """The first of three neighbouring ports that nobody listens on."""
-    while True:
-        first = free_port()
-        with socket.socket() as one, socket.socket() as other:
-            try:
-                one.bind(("127.0.0.1", first + 1))
-                other.bind(("127.0.0.1", first + 2))
-            except OSError:
-                continue
-        return first
+    return free_port(neighbours=2)

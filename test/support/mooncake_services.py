@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
-from moonlang.base.clock import NS_PER_S, monotonic_ns
+from moonlang.base.clock import NS_PER_S, monotonic_ns, sleep_s
 
-START_NS = 20 * NS_PER_S
+START_NS = 90 * NS_PER_S
 
 
 def program(name: str) -> str:
@@ -29,14 +30,7 @@ def program(name: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    return [free_port() for _ in range(count)]
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -46,6 +40,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
+            sleep_s(0.02)
             continue
         return
     raise AssertionError(f"nobody listens on port {port}")
@@ -88,7 +83,7 @@ class StoreService:
     """A running mooncake_store_service: the memory of a store, in a process of its own."""
 
     def __init__(self, folder: Path, master: str, segment: str) -> None:
-        self.port = free_ports(1)[0]
+        self.port = free_port()
         self._log = folder / f"service-{self.port}.log"
         config = folder / f"service-{self.port}.json"
         settings = {
@@ -129,7 +124,7 @@ def store_service(folder: Path, master: str, segment: str) -> Iterator[StoreServ
 @contextmanager
 def client(folder: Path, master: str, segment: str) -> Iterator[str]:
     """A running mooncake_client, the owner of a host's memory: its address."""
-    (port,) = free_ports(1)
+    port = free_port()
     command = [
         program("mooncake_client"),
         f"--global_segment_size={segment}",
@@ -151,7 +146,7 @@ def client(folder: Path, master: str, segment: str) -> Iterator[str]:
 
 @contextmanager
 def master(folder: Path, *options: str) -> Iterator[Master]:
-    port, metrics_port = free_ports(2)
+    port, metrics_port = free_port(), free_port()
     running = start_master(port, metrics_port, folder / "master.log", *options)
     try:
         yield running

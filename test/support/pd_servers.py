@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
-from live_server import LiveProcess, LiveServer, free_port
+from free_ports import free_port
+from live_server import LiveProcess, LiveServer
 
 from moonlang.base import clock
 
@@ -31,9 +31,7 @@ class PdServer(LiveServer):
     @property
     def scheduler(self) -> int:
         """The process that holds the pages."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        pids = [int(pid) for file in children for pid in file.read_text().split()]
-        return next(pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().startswith("moonlang::sched"))
+        return self.roles()["scheduler"]
 
     def kill(self, how: int = signal.SIGKILL) -> None:
         os.kill(self.scheduler, how)
@@ -42,7 +40,7 @@ class PdServer(LiveServer):
         """The first scheduler's numbers of its pairs."""
         return self.load()["pairs"]  # type: ignore[return-value]
 
-    def wait_free(self, timeout_s: float = 20) -> None:
+    def wait_free(self, timeout_s: float = 90) -> None:
         """Nothing runs, waits, moves or is in quarantine any more."""
         self.wait_idle(timeout_s)
         busy = ("num_pairing", "num_moving", "num_transfers", "quarantined_pages")
@@ -52,13 +50,14 @@ class PdServer(LiveServer):
 class Couple:
     """A prefill and a decode server that can be asked directly, as a router would."""
 
+    _rooms: ClassVar[Iterator[int]] = itertools.count(1)  # servers may be in several couples
+
     def __init__(self, prefill: PdServer, decode: PdServer, bootstrap_port: int) -> None:
         self.prefill = prefill
         self.decode = decode
         self.bootstrap_port = bootstrap_port
-        self._rooms = itertools.count(1)
         self._pool = ThreadPoolExecutor(32)
-        self._http = httpx.Client(timeout=60, limits=httpx.Limits(max_connections=64))
+        self._http = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=64))
 
     def submit(self, body: dict[str, Any]) -> tuple[Future[httpx.Response], Future[httpx.Response]]:
         """Send a request to both; the answers of prefill and decode."""
@@ -114,12 +113,6 @@ class PdRouter(LiveProcess):
     def all_up(self) -> bool:
         found = self.http.get("/workers").json()["workers"]
         return len(found) == 2 and all(worker["is_healthy"] for worker in found)
-
-
-def port_without_listener() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 def seconds_since(begin_ns: int) -> float:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from moonlang.core.plan import Row, RowResult, SlotStart, StepPlan, TokenLogprob
+from moonlang.core.kv import KvSchema
+from moonlang.core.plan import Row, RowResult, SlotStart, StepPlan, StepResult, TokenLogprob
 from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling import SamplingParams
-from moonlang.model_executor.runner import ModelRunner
+
+
+class Steps(Protocol):
+    """Who computes plans: a ModelRunner, or what stands before one."""
+
+    schema: KvSchema
+    num_pages: int
+    max_slots: int
+
+    def run(self, plan: StepPlan) -> StepResult: ...
 
 
 @dataclass
@@ -39,7 +50,7 @@ class Job:
 class PlanDriver:
     """Plans jobs until they are done. chunk: prompt tokens per step and job. Results come one plan late."""
 
-    def __init__(self, runner: ModelRunner, chunk: int = 1 << 20, depth: int = 2, seed: int = 0) -> None:
+    def __init__(self, runner: Steps, chunk: int = 1 << 20, depth: int = 2, seed: int = 0) -> None:
         self.runner = runner
         self.chunk = chunk
         self.depth = depth

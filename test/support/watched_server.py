@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
+
 import moonlang
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 
-START_S = 60.0
-STOP_S = 15.0
+START_S = 120.0
+STOP_S = 60.0
 READY = "ready to roll"
 
 
@@ -71,18 +73,13 @@ class WatchedServer:
 
     def roles(self) -> dict[str, int]:
         """Process id of each role that lives, by name."""
-        found = {}
-        for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-            for pid in children.read_text().split():
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                found |= {Path(os.fsdecode(part)).stem: int(pid) for part in command if part.endswith(b".json")}
-        return found
+        return processes.roles(self.process.pid)
 
     def left_behind(self) -> list[Path]:
         """What is still in its folder for temporary files."""
         return sorted(self.temporary.rglob("*"))
 
-    def post(self, path: str, body: Any, timeout_s: float = 30) -> tuple[int, Any]:
+    def post(self, path: str, body: Any, timeout_s: float = 120) -> tuple[int, Any]:
         """Status and decoded answer of one POST."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         with contextlib.closing(connection):

@@ -5,15 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from moonlang.base.errors import ConfigError
+from moonlang.config.experts import is_elastic
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 
 Choice = tuple[str, Any, str]
 
 
+def attention_ranks(args: ServerArgs) -> int:
+    """How many ranks share the attention of a copy, and all else of it but its experts."""
+    return args.tp_size // args.dp_size if args.enable_dp_attention else args.tp_size
+
+
 def choices(args: ServerArgs) -> list[Choice]:
     """What --enable-dp-attention and --attn-dp-size, its newer spelling, make of the other flags."""
     found: list[Choice] = []
+    if args.enable_dp_attention and max(args.attn_dp_size, args.dp_size) == 1:
+        found.append(("enable_dp_attention", False, "one copy has nobody to share experts with: see --dp-size"))
     if args.attn_dp_size > 1 and not args.enable_dp_attention:
         found.append(("enable_dp_attention", True, "--attn-dp-size asks for it"))
     if args.attn_dp_size > 1 and args.dp_size == 1:
@@ -49,19 +57,24 @@ def _check_attention(args: ServerArgs, model: ModelConfig) -> None:
         raise ConfigError(
             f"--enable-dp-attention spreads experts, and {names} has none.", hint="Leave it out: --dp-size works alone."
         )
-    if experts < args.dp_size:
+    if experts < args.tp_size:
         raise ConfigError(
-            f"--dp-size {args.dp_size} cannot share the {experts} experts of {names}.",
-            hint="Choose a smaller --dp-size.",
+            f"The {args.tp_size} ranks of --tp-size cannot share the {experts} experts of {names}.",
+            hint="Choose a smaller --tp-size.",
         )
-    if args.elastic_ep_backend is not None:
+    if is_elastic(args) and args.tp_size != args.dp_size:
         raise ConfigError(
-            "--enable-dp-attention does not go with --elastic-ep-backend in this version.",
-            hint="Leave one of them out.",
+            f"--elastic-ep-backend takes copies of one rank each, not --tp-size {args.tp_size} for "
+            f"--dp-size {args.dp_size}.",
+            hint="Give both the same number, or leave out --elastic-ep-backend.",
         )
-    if args.attn_dp_size not in (1, args.dp_size) or args.tp_size != args.dp_size:
+    if args.attn_dp_size not in (1, args.dp_size):
         raise ConfigError(
-            f"--enable-dp-attention takes one rank per replica in this version, not --tp-size {args.tp_size} for "
-            f"--dp-size {max(args.dp_size, args.attn_dp_size)}.",
-            hint="Give --tp-size and --dp-size the same number.",
+            f"--attn-dp-size {args.attn_dp_size} is not --dp-size {args.dp_size}.", hint="One of them is enough."
+        )
+    if args.tp_size % args.dp_size:
+        raise ConfigError(
+            f"--enable-dp-attention deals out the ranks of --tp-size {args.tp_size}, and --dp-size {args.dp_size} does "
+            "not divide them.",
+            hint="Every copy has as many ranks: give both the same number, or --tp-size a multiple of --dp-size.",
         )

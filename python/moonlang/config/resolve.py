@@ -67,6 +67,7 @@ def resolve_args(
     _check_fronts(args)
     _check_shards(args, model)
     _check_stages(args, model)
+    _check_pairs(args, cuda)
     _check_kv_dtype(args, model, chosen.get("attention_backend", args.attention_backend))
     return dataclasses.replace(args, **chosen), reasons
 
@@ -216,10 +217,11 @@ def _check_fronts(args: ServerArgs) -> None:
 
 def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
     _check_nodes(args)
-    if args.tp_size == 1 or args.enable_dp_attention:
+    size = replicas.attention_ranks(args)
+    if size == 1:
         return
     why = obstacle(
-        args.tp_size,
+        size,
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,
         head_dim=model.value_dim,
@@ -231,9 +233,14 @@ def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
         why = why or "--in-process has one process"
     if why:
         raise ConfigError(
-            f"--tp-size {args.tp_size} does not go with {', '.join(model.architectures)}: {why}.",
+            f"{_ranks(args)} does not go with {', '.join(model.architectures)}: {why}.",
             hint="Choose a smaller --tp-size, or 1.",
         )
+
+
+def _ranks(args: ServerArgs) -> str:
+    """Of a copy of the model, as the user has asked for them."""
+    return f"--tp-size {args.tp_size}" + (f" for --dp-size {args.dp_size}" if args.enable_dp_attention else "")
 
 
 def _check_stages(args: ServerArgs, model: ModelConfig) -> None:
@@ -246,9 +253,6 @@ def _check_stages(args: ServerArgs, model: ModelConfig) -> None:
         )
     others = {
         "--in-process": args.in_process,
-        "--disaggregation-mode": args.disaggregation_mode != "null",
-        "--enable-hierarchical-cache": args.enable_hierarchical_cache,
-        "--moe-a2a-backend": args.moe_a2a_backend != "none",
         "--enable-dp-attention": args.enable_dp_attention,
     }
     wrong = [name for name, used in others.items() if used]
@@ -256,6 +260,14 @@ def _check_stages(args: ServerArgs, model: ModelConfig) -> None:
         raise ConfigError(
             f"--pp-size {args.pp_size} does not go with {' and '.join(wrong)} in this version.",
             hint="--tp-size does.",
+        )
+
+
+def _check_pairs(args: ServerArgs, cuda: bool) -> None:
+    if cuda and args.disaggregation_mode != "null" and replicas.attention_ranks(args) * args.pp_size > 1:
+        raise ConfigError(
+            "--disaggregation-mode moves the pages of several ranks where they are host memory: on a CPU.",
+            hint="Use one GPU for each half, or add --device cpu.",
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from moonlang.distributed.torch_group import TorchGroup
+from moonlang.distributed.torch_group import TorchGroup, abandon
+
+__all__ = ["BACKEND", "abandon"]
 
 BACKEND = TorchGroup.over("gloo")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import distributed
 
-from moonlang.distributed.torch_group import TorchGroup
+from moonlang.distributed.torch_group import TorchGroup, abandon
+
+__all__ = ["BACKEND", "PROBE", "abandon"]
 
 
 def _why_not() -> str:

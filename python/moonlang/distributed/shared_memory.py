@@ -74,4 +74,9 @@ class SharedMemoryGroup:
             raise PeerError(f"{lost}.", hint="The model is spread over all ranks: start the server again.") from None
 
 
+def abandon(seat: Seat) -> None:
+    """Come where ranks meet, and leave at once: whoever waits there for this one hears that it has ended."""
+    SharedRanks(seat.path, seat.rank, seat.size, part_bytes=_PART_BYTES, patience_ms=0, spin_us=0)
+
+
 BACKEND = SharedMemoryGroup

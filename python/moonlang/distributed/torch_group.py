@@ -93,6 +93,10 @@ class TorchGroup:
         return x.detach().contiguous() if self._device is None else x.detach().to(self._device).contiguous()
 
 
+def abandon(seat: Seat) -> None:
+    """Nothing can be done for those who wait there: they give up after a minute."""
+
+
 def _store(seat: Seat) -> Any:
     """Where the ranks find each other's addresses."""
     if not seat.meeting.startswith(_TCP):

@@ -243,7 +243,7 @@ class Answer:
         meta["weight_versions"] = [{"version": version, "start": 0, "end": len(self._ids)}]
         meta["cached_tokens_details"] = receipt.cached_details(self._client.args)
         meta["dp_rank"] = receipt.head.dp_rank if receipt.head is not None else None
-        meta["receipt"] = receipt.fields(self._client.page_size)
+        meta["receipt"] = receipt.fields(self._client.page_size, elapsed_ns)
         meta["e2e_latency"] = elapsed_ns / clock.NS_PER_S
         meta["response_sent_to_client_ts"] = clock.wall_s()
         if self._client.metrics is not None:

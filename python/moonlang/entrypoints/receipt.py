@@ -53,7 +53,7 @@ class Receipt:
 
     def meta_info(self, client: EngineClient, last: TextDelta) -> dict[str, Any]:
         """`meta_info` of a choice in an OpenAI answer. last: its last delta, or all of them as one."""
-        head = self.head
+        head, elapsed_ns = self.head, self.elapsed_ns()
         return {
             "id": last.rid,
             "prompt_tokens": head.prompt_tokens if head is not None else 0,
@@ -61,14 +61,17 @@ class Receipt:
             "cached_tokens": head.cached_tokens if head is not None else 0,
             "cached_tokens_details": self.cached_details(client.args),
             "num_retractions": last.retractions,
-            "e2e_latency": self.elapsed_ns() / clock.NS_PER_S,
-            "receipt": self.fields(client.page_size),
+            "e2e_latency": elapsed_ns / clock.NS_PER_S,
+            "receipt": self.fields(client.page_size, elapsed_ns),
         }
 
-    def fields(self, page_size: int) -> dict[str, Any]:
-        """`receipt` of an answer's meta_info: seconds per stage, in their order, and the prompt's pages by source."""
+    def fields(self, page_size: int, elapsed_ns: int) -> dict[str, Any]:
+        """`receipt` of an answer's meta_info: seconds per stage, in their order, and the prompt's pages by source.
+
+        elapsed_ns: what the stages add up to.
+        """
         head = self.head
-        stages = self._stages(head)
+        stages = self._stages(head, elapsed_ns)
         pages: dict[str, int] = {}
         if head is not None:
             computed = max(0, head.prompt_tokens - head.cached_tokens)
@@ -86,13 +89,12 @@ class Receipt:
             "page_size": page_size,
         }
 
-    def _stages(self, head: StreamHead | None) -> list[tuple[str, int]]:
-        """What there is of: queue, prefill, transfer, decode. They add up to the time elapsed.
+    def _stages(self, head: StreamHead | None, total: int) -> list[tuple[str, int]]:
+        """What there is of: queue, prefill, transfer, decode. They add up to `total`, the time elapsed.
 
         At a decode instance the first two are as its peer measured them, and transfer is what they leave of the time
         until all pages had landed: the two finding each other, and what was sent after the last token was computed.
         """
-        total = self.elapsed_ns()
         if head is None:
             return [("queue", total)]
         first = self.first_token_ns or total

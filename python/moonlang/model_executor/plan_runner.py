@@ -72,9 +72,11 @@ class PlanRunner:
         vocab_size: int,
         chooser: Chooser | None = None,
         group: Group | None = None,
+        in_rounds: bool = False,
     ) -> None:
         """chooser: makes tokens of logits, the reference when None. group: ranks that run the same plans, each over its
-        shard; rank 0 chooses the tokens."""
+        shard; rank 0 chooses the tokens. in_rounds: a plan without rows is a forward, too, as others need this rank for
+        theirs."""
         self.page_size = page_size
         self.vocab_size = vocab_size
         self.times = StepTimes()
@@ -82,6 +84,12 @@ class PlanRunner:
         self._table = table
         self._chooser = chooser or NumpyChooser()
         self._group = group
+        self._in_rounds = in_rounds
+
+    def connect(self, network: Network, *, in_rounds: bool) -> None:
+        """Compute with another network over the same pool from now on; slots are as they were."""
+        self._network = network
+        self._in_rounds = in_rounds
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
@@ -94,6 +102,8 @@ class PlanRunner:
             self._table.start(tenant)
         rows = plan.rows
         if not rows:
+            if self._in_rounds:
+                self._idle()
             return StepResult(plan.plan_id, ())
         self._table.assign_pages(rows)
         slots = np.array([row.slot for row in rows], np.int64)
@@ -133,8 +143,7 @@ class PlanRunner:
         )
         return StepResult(plan.plan_id, results, end - begin)
 
-    @torch.inference_mode()
-    def idle(self) -> None:
+    def _idle(self) -> None:
         """A forward of one token that means nothing, over page 0."""
         table = self._table.page_table
         one, nobody = np.ones(1, np.int64), np.array([len(table) - 1], np.int64)

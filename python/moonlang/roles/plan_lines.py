@@ -12,13 +12,15 @@ from typing import Protocol
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.seat import Seat
 from moonlang.disaggregation.frames import TOKEN_VARIABLE
-from moonlang.messaging.plan_line import PlanReceiver, PlanSender
+from moonlang.messaging.plan_line import JOIN_S, PlanReceiver, PlanSender
 
 
 class PlanOut(Protocol):
     """See `messaging.plan_line.PlanSender`."""
 
     def send(self, frame: bytes) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class PlanIn(Protocol):
@@ -36,22 +38,22 @@ class PlanIn(Protocol):
     def close(self) -> None: ...
 
 
-def plan_sender(args: ServerArgs, seat: Seat) -> PlanOut:
-    """Rank 0's end; waits for the other ranks. PeerError when they do not come."""
+def plan_sender(args: ServerArgs, seat: Seat, join_s: float = JOIN_S) -> PlanOut:
+    """Rank 0's end; waits for the other ranks. PeerError when they do not come within `join_s`."""
     if _is_ring(args):
         from moonlang.mooncake.plan_ring import PlanRingSender
 
-        return PlanRingSender(seat.plans, seat.size - 1, token=_token())
-    return PlanSender(seat.plans, seat.size - 1, token=_token())
+        return PlanRingSender(seat.plans, seat.replica_size - 1, join_s, token=_token())
+    return PlanSender(seat.plans, seat.replica_size - 1, join_s, token=_token())
 
 
-def plan_receiver(args: ServerArgs, seat: Seat) -> PlanIn:
-    """The end of any other rank. PeerError when rank 0 is not there."""
+def plan_receiver(args: ServerArgs, seat: Seat, join_s: float = JOIN_S) -> PlanIn:
+    """The end of any other rank. PeerError when rank 0 is not there within `join_s`."""
     if _is_ring(args):
         from moonlang.mooncake.plan_ring import PlanRingReceiver
 
-        return PlanRingReceiver(seat.plans, token=_token())
-    return PlanReceiver(seat.plans, token=_token())
+        return PlanRingReceiver(seat.plans, join_s, token=_token())
+    return PlanReceiver(seat.plans, join_s, token=_token())
 
 
 def result_sender(seat: Seat) -> PlanSender:

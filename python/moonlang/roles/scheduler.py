@@ -58,19 +58,18 @@ class SchedulerRole:
     """Owns the model of one replica. See `roles.role.Role` for the contract."""
 
     def __init__(self, args: ServerArgs, model: ModelConfig, endpoint: Endpoint, seat: Seat | None = None) -> None:
-        """seat: rank 0, when several ranks compute the model."""
+        """seat: when several ranks compute the model, the one that plans."""
         self._grammars = grammar_engine(args, model)
         self._tickets: dict[Ticket, GrammarSpec] = {}
         if seat is None:
             check_exchange(args, model)
-        crew = Crew(args, model, seat) if seat is not None and not args.enable_dp_attention else None
-        member = Member(args, model, seat) if seat is not None and args.enable_dp_attention else None
-        leader = crew or member
-        if leader is None:
+        self._leader = None if seat is None else (Member if seat.replicas > 1 else Crew)(args, model, seat)
+        if self._leader is None:
             runner = ModelRunner(model, placed(args), self._grammars)
         else:
-            runner = leader.runner(self._grammars)
+            runner = self._leader.runner(self._grammars)
         runner.warm_up()
+        self._balanced = runner.balanced
         self._schema, self._pool_reason = runner.schema, runner.pool_reason
         self._kv_digest = runner.whole_schema.digest()
         outfit = equip(args, runner.regions) if args.disaggregation_mode != "null" else None
@@ -83,7 +82,9 @@ class SchedulerRole:
         self._pairing = Pairing(args, outfit, self._scheduler.peers) if outfit is not None else None
         self._news = tree_news(args, self._scheduler)
         depth = self._scheduler.config.depth
-        self._executor: Executor = ThreadExecutor(runner, depth) if leader is None else leader.executor(depth)
+        self._executor: Executor = (
+            ThreadExecutor(runner, depth) if self._leader is None else self._leader.executor(depth)
+        )
         self._endpoint = endpoint
         self._steps = StepLog(args.decode_log_interval)
         self._flushes: list[_Flush] = []
@@ -151,6 +152,8 @@ class SchedulerRole:
 
     def close(self) -> None:
         self._executor.close()
+        if self._leader is not None:
+            self._leader.close()
         if self._pairing is not None:
             self._pairing.close()
         if self._tiers is not None:
@@ -269,6 +272,8 @@ class SchedulerRole:
             load["pairs"]["transfer_failed"] = stats.pairs.total_failed - load["pairs"]["bootstrap_failed"]
         if self._tiers is not None:
             load["store"] = self._tiers.report()
+        if self._balanced is not None:
+            load["experts"] = self._balanced.report()
         return load
 
     def _compiled(self, now_ns: int) -> list[TokenDelta]:

@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "base/pieces.h"
-#include "ops/experts.h"
 #include "ops/moe.h"
 #include "ops/moe_part.h"
 
@@ -31,10 +30,10 @@ void Moe::run_exchanged(const Part& part) const {
   for (int i = 0; i < count; ++i) {
     const int64_t first = share_begin(own, i, count), last = share_begin(own, i + 1, count);
     char* const to = mine + first * size() * bytes_of(part.type);
-    halves.push_back(begin_half(*lanes_[size_t(i)], part.some(begin + first, begin + last, to, size()), begin + first));
+    halves.push_back(begin_half(*lanes_[size_t(i)], part.some(begin + first, begin + last, to, size())));
   }
   run_halves(std::move(halves));
-  gather_rows(part);
+  gather_rows(*ranks_, part, size());
 }
 
 void Moe::run_halves(std::vector<Half>&& halves) const {
@@ -42,20 +41,32 @@ void Moe::run_halves(std::vector<Half>&& halves) const {
   for (const Half& half : halves) finish(half);
 }
 
-/// At most `step` tokens of each rank at a time. A rank that has fewer than others takes part without any.
+/// At most `step` tokens of each rank at a time. Ranks that have fewer than others take part without any.
 void Moe::run_own(const Part& part, int64_t step) const {
-  const int64_t rounds = ceil_div(most_rows(part.rows), step), item = bytes_of(part.type);
+  if (peers_) step *= peers_->size();
+  const int64_t rounds = ceil_div(most_rows(part.rows), step);
   for (int64_t round = 0; round < rounds; ++round) {
-    const int64_t begin = std::min(round * step, part.rows), own = std::min(begin + step, part.rows) - begin;
-    const int count = int(lanes_.size());
-    std::vector<Half> halves;
-    for (int i = 0; i < count; ++i) {
-      const int64_t first = begin + share_begin(own, i, count), last = begin + share_begin(own, i + 1, count);
-      Part some = part.some(first, last, part.y + first * part.ldy * item, part.ldy);
-      halves.push_back(begin_half(*lanes_[size_t(i)], some, first));
-    }
-    run_halves(std::move(halves));
+    const int64_t begin = std::min(round * step, part.rows), end = std::min(begin + step, part.rows);
+    Part some = part.some(begin, end, part.y + begin * part.ldy * bytes_of(part.type), part.ldy);
+    run_own_round(some);
+    if (peers_ && some.rows > 0) gather_rows(*peers_, some, size());
   }
+}
+
+/// Leaves the results where they belong, or, where peers want them too, in this rank's part of their next exchange.
+void Moe::run_own_round(const Part& part) const {
+  const int rank = peers_ ? peers_->rank() : 0, ranks = peers_ ? peers_->size() : 1;
+  const int64_t begin = share_begin(part.rows, rank, ranks), own = share_begin(part.rows, rank + 1, ranks) - begin;
+  const int64_t ld = peers_ ? size() : part.ldy;
+  char* const to = peers_ ? static_cast<char*>(peers_->mine()) : part.y;
+  const int count = int(lanes_.size());
+  std::vector<Half> halves;
+  for (int i = 0; i < count; ++i) {
+    const int64_t first = share_begin(own, i, count), last = share_begin(own, i + 1, count);
+    Part some = part.some(begin + first, begin + last, to + first * ld * bytes_of(part.type), ld);
+    halves.push_back(begin_half(*lanes_[size_t(i)], some));
+  }
+  run_halves(std::move(halves));
 }
 
 /// The largest number of rows that a rank has.
@@ -71,8 +82,8 @@ int64_t Moe::most_rows(int64_t own) const {
   return most;
 }
 
-/// Chooses experts and sends the tokens to them. first: the number of the first token in the batch.
-Moe::Half Moe::begin_half(Exchange& exchange, const Part& part, int64_t first) const {
+/// Chooses experts and sends the tokens to them.
+Moe::Half Moe::begin_half(Exchange& exchange, const Part& part) const {
   Half half{&exchange, part, {}, {}};
   const auto share_out = [&](Pieces pieces) {
     half.routed = take_routed(pieces, part.rows);
@@ -83,14 +94,14 @@ Moe::Half Moe::begin_half(Exchange& exchange, const Part& part, int64_t first) c
   if (part.rows > 0) route(part, half.routed);
   const int64_t item = bytes_of(part.type);
   exchange.dispatch({part.x, part.type, part.rows, size(), part.ldx * item}, half.routed.chosen,
-                    gating_.experts_per_token, first);
+                    gating_.experts_per_token, held().placement);
   return half;
 }
 
 /// Computes the tokens that came for the experts held here, and, while others do, the expert that all visit.
 void Moe::serve(const Half& half) const {
   const std::vector<int64_t>& begin = half.exchange->arrived();
-  const Experts experts{weights_.gate_up, weights_.down, act_};
+  const Experts experts = this->experts();
   const int64_t places = begin.back(), bytes = size() * bytes_of(half.part.type);
   char *sorted = nullptr, *z = nullptr;
   ExpertsMemory memory{};
@@ -114,14 +125,14 @@ void Moe::finish(const Half& half) const {
   if (half.part.rows > 0) combine(half.part, half.routed, half.shared);
 }
 
-/// The results of all ranks, each of which has its own in its part.
-void Moe::gather_rows(const Part& part) const {
-  const int ranks = ranks_->size();
-  const int64_t item = bytes_of(part.type), bytes = size() * item;
-  ranks_->exchange(ceil_div(part.rows, ranks) * bytes);
-  for (int rank = 0; rank < ranks; ++rank) {
-    const int64_t begin = share_begin(part.rows, rank, ranks), end = share_begin(part.rows, rank + 1, ranks);
-    const char* const from = static_cast<const char*>(ranks_->part(rank));
+/// The results [rows, size] of all ranks, each of which has its own in its part.
+void Moe::gather_rows(Ranks& ranks, const Part& part, int64_t size) {
+  const int count = ranks.size();
+  const int64_t item = bytes_of(part.type), bytes = size * item;
+  ranks.exchange(ceil_div(part.rows, count) * bytes);
+  for (int rank = 0; rank < count; ++rank) {
+    const int64_t begin = share_begin(part.rows, rank, count), end = share_begin(part.rows, rank + 1, count);
+    const char* const from = static_cast<const char*>(ranks.part(rank));
     in_steps(end - begin, std::max<int64_t>(1, (256 << 10) / bytes), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         std::memcpy(part.y + (begin + i) * part.ldy * item, from + i * bytes, size_t(bytes));

@@ -13,7 +13,7 @@ from moonlang.base import notify
 def test_readiness_and_progress_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as starter:
         starter.bind(str(tmp_path / "notify"))
-        starter.settimeout(5)
+        starter.settimeout(60)
         monkeypatch.setenv(notify.VARIABLE, str(tmp_path / "notify"))
         notify.doing("loading weights", 0.25)
         notify.ready("http://127.0.0.1:1")

@@ -46,7 +46,7 @@ def test_it_is_put_in_and_taken_out() -> None:
         await it.until(lambda: membership.healthy(late.url))
         assert [(one.name, one.load) for one in membership.listed if one.url == late.url] == [("server-0", 0)]
         wanted.clear()
-        await membership.gone(late.url, 5)
+        await membership.gone(late.url, 60)
         assert [worker.url for worker in it.parts.workers] == [it.workers[0].url], "those of others stay"
 
     with_membership(case)
@@ -79,7 +79,7 @@ def test_it_is_not_gone_while_it_has_requests() -> None:
         await it.until(lambda: membership.healthy(late.url))
         wanted.clear()
         late.gate.set()
-        await membership.gone(late.url, 5)
+        await membership.gone(late.url, 60)
         assert sorted([(await one).json()["text"] for one in asked]) == ["a", "late"]
 
     with_membership(case)

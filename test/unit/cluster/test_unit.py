@@ -39,7 +39,7 @@ class Kept:
         self.unit.start()
 
     async def until(self, true: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while not true():
                 await asyncio.sleep(0.005)
 
@@ -50,7 +50,7 @@ def run(folder: Path, code: str, case: Callable[[Kept], Awaitable[None]]) -> Non
         try:
             await case(kept)
         finally:
-            await kept.unit.stop(5)
+            await kept.unit.stop(60)
             kept.unit.close()
 
     asyncio.run(main())
@@ -62,7 +62,7 @@ def test_it_is_ready_when_it_says_so_and_ends_when_told(tmp_path: Path) -> None:
         assert (kept.unit.state, kept.unit.url) == ("ready", "http://x:1")
         assert kept.states[-3:] == ["starting", "starting", "ready"]
         pid = kept.unit.pid
-        await kept.unit.stop(5)
+        await kept.unit.stop(60)
         assert (kept.unit.state, kept.unit.pid, kept.unit.deaths) == ("ended", 0, 0)
         assert not Path(f"/proc/{pid}").exists()
         assert kept.unit.last_lines == ["up"]

@@ -129,8 +129,6 @@ def test_prefill_budget_fits_the_longest_sequence():
         ({"tp_size": 3}, "1, 2, 4 or 8"),
         ({"tp_size": 2, "in_process": True}, "--in-process"),
         ({"pp_size": 2, "in_process": True}, "--in-process"),
-        ({"pp_size": 2, "disaggregation_mode": "prefill"}, "--disaggregation-mode"),
-        ({"pp_size": 2, "enable_hierarchical_cache": True}, "--enable-hierarchical-cache"),
         ({"pp_size": 99}, "more than the"),
         ({"tp_size": 2, "nnodes": 2}, "--dist-init-addr"),
         ({"tp_size": 2, "nnodes": 2, "dist_init_addr": "host"}, "no address"),
@@ -142,6 +140,14 @@ def test_ranks_that_cannot_be(given, says):
     with pytest.raises(ConfigError) as caught:
         resolve(ServerArgs.create(**given), MODEL)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{"tp_size": 2}, {"pp_size": 2}])
+def test_pages_of_several_gpus_do_not_move(given):
+    pair = ServerArgs.create(disaggregation_mode="prefill", **given)
+    with pytest.raises(ConfigError, match="host memory"):
+        resolve(pair, MODEL, HostFacts(cuda=True))
+    resolve(pair, MODEL)
 
 
 EXPERTS = dataclasses.replace(MODEL, hf={"num_local_experts": 8})
@@ -167,9 +173,17 @@ def test_int8_travels_by_mooncake_only():
 def test_an_elastic_server_is_a_plain_one():
     plain = ServerArgs(tp_size=2, elastic_ep_backend="mooncake")
     resolve(plain, EXPERTS)
-    for other, name in (({"disaggregation_mode": "prefill"}, "--disaggregation-mode"), ({"dp_size": 2}, "--dp-size")):
+    resolve(dataclasses.replace(plain, dp_size=2), EXPERTS)
+    for other, name in (({"disaggregation_mode": "prefill"}, "--disaggregation-mode"), ({"pp_size": 2}, "--pp-size")):
         with pytest.raises(ConfigError, match=name):
             resolve(dataclasses.replace(plain, **other), EXPERTS)
+
+
+def test_elastic_copies_that_share_experts_are_one_rank_each():
+    shared = ServerArgs(tp_size=2, dp_size=2, enable_dp_attention=True, elastic_ep_backend="mooncake")
+    resolve(shared, MIXTURE)
+    with pytest.raises(ConfigError, match="copies of one rank each"):
+        resolve(dataclasses.replace(shared, tp_size=4), MIXTURE)
 
 
 def test_ranks_that_can_be():
@@ -179,6 +193,7 @@ def test_ranks_that_can_be():
 
 
 MIXTURE = dataclasses.replace(MODEL, architectures=("MixtralForCausalLM",), hf={"num_local_experts": 4})
+MANY = dataclasses.replace(MIXTURE, hf={"num_local_experts": 16})
 
 
 @pytest.mark.parametrize(
@@ -192,13 +207,28 @@ def test_replicas_that_share_experts(given):
     assert resolve(ServerArgs(moe_a2a_backend="mooncake", **given), MIXTURE)[0].moe_a2a_backend == "mooncake"
 
 
+@pytest.mark.parametrize(("ranks", "replicas"), [(4, 2), (8, 4), (8, 2), (4, 4)])
+def test_replicas_of_several_ranks_that_share_experts(ranks, replicas):
+    args, _ = resolve(ServerArgs(tp_size=ranks, dp_size=replicas, enable_dp_attention=True), MANY)
+    assert (args.tp_size, args.dp_size, args.moe_a2a_backend) == (ranks, replicas, "torch")
+
+
+def test_one_replica_shares_experts_with_nobody():
+    args, reasons = resolve(ServerArgs(tp_size=2, enable_dp_attention=True), MIXTURE)
+    assert (args.enable_dp_attention, args.moe_a2a_backend) == (False, "none")
+    assert "nobody" in reasons["enable_dp_attention"]
+
+
 @pytest.mark.parametrize(
     ("given", "model", "why"),
     [
-        ({"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, MODEL, "has none"),
+        ({"tp_size": 2, "attn_dp_size": 2}, MODEL, "has none"),
         ({"tp_size": 8, "attn_dp_size": 8}, MIXTURE, "cannot share the 4 experts"),
-        ({"tp_size": 4, "dp_size": 2, "enable_dp_attention": True}, MIXTURE, "not --tp-size 4 for --dp-size 2"),
-        ({"tp_size": 2, "dp_size": 2, "attn_dp_size": 4}, MIXTURE, "not --tp-size 2 for --dp-size 4"),
+        ({"tp_size": 8, "attn_dp_size": 2}, MIXTURE, "cannot share the 4 experts"),
+        ({"tp_size": 3, "dp_size": 2, "enable_dp_attention": True}, MIXTURE, "--tp-size 3, and --dp-size 2 does not"),
+        ({"tp_size": 2, "dp_size": 4, "enable_dp_attention": True}, MIXTURE, "--tp-size 2, and --dp-size 4 does not"),
+        ({"tp_size": 2, "dp_size": 2, "attn_dp_size": 4}, MIXTURE, "--attn-dp-size 4 is not --dp-size 2"),
+        ({"tp_size": 6, "attn_dp_size": 2}, MANY, "--tp-size 6 for --dp-size 2 does not go with .*: ranks number 1, 2"),
         ({"dp_size": 2, "nnodes": 2, "dist_init_addr": "h:5000"}, MODEL, "does not go with --nnodes"),
         ({"dp_size": 2, "in_process": True}, MODEL, "does not go with --in-process"),
         ({"tokenizer_worker_num": 2, "in_process": True}, MODEL, "--tokenizer-worker-num 2 does not go with"),

@@ -16,7 +16,7 @@ from moonlang.core.pairing import Push, Span
 from moonlang.core.ticket import Completion, Outcome, Ticket
 from moonlang.disaggregation.channel import Contact, TransferChannel, TransferOptions, Work
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Gated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from free_ports import free_port
 from starlette.testclient import TestClient
 
 from moonlang.base import clock
@@ -82,10 +83,7 @@ def test_a_route_that_is_not_repeated_is_forgotten() -> None:
 
 @pytest.fixture
 def args() -> ServerArgs:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return ServerArgs(disaggregation_bootstrap_port=port, page_size=16)
+    return ServerArgs(disaggregation_bootstrap_port=free_port(), page_size=16)
 
 
 def names(args: ServerArgs) -> set[str]:
@@ -105,7 +103,7 @@ def test_several_share_a_port_and_one_takes_over(args: ServerArgs) -> None:
     second.announce(route("p2"))
     assert names(args) == {"p1", "p2"}
     first.close()
-    deadline_ns = clock.monotonic_ns() + 5 * clock.NS_PER_S
+    deadline_ns = clock.monotonic_ns() + 60 * clock.NS_PER_S
     while names(args) != {"p2"}:
         assert clock.monotonic_ns() < deadline_ns
     third = BootstrapHost(args)

@@ -13,6 +13,7 @@ from moonlang.base.errors import PeerError
 from moonlang.mooncake.broadcast import Broadcast, Subscription
 from moonlang.mooncake.ring import Geometry
 
+DEADLINE_NS = 60 * NS_PER_S
 WORKERS = 3
 SMALL = Geometry(ring_bytes=1 << 15, arena_bytes=1 << 17)
 
@@ -35,16 +36,16 @@ def test_all_get_all_in_order_while_they_sleep_and_wake(group: tuple[Broadcast, 
 
     def work(slot: int) -> None:
         while len(found[slot]) < len(messages):
-            workers[slot].wait(5 * NS_PER_S)
+            workers[slot].wait(DEADLINE_NS)
             found[slot] += workers[slot].recv(3)
 
     threads = [threading.Thread(target=work, args=(slot,)) for slot in range(WORKERS)]
     for thread in threads:
         thread.start()
     for message in messages:
-        sender.send(message, 5 * NS_PER_S)
+        sender.send(message, DEADLINE_NS)
     for thread in threads:
-        thread.join(20)
+        thread.join(DEADLINE_NS / NS_PER_S)
     assert found == [messages] * WORKERS
 
 

@@ -48,19 +48,19 @@ def test_an_idle_line_is_silent_and_a_plan_wakes(tmp_path: Path) -> None:
         if rank == 0:
             sender = PlanRingSender(address, 1)
             sender.send(b"1")
-            assert asleep.wait(10)
+            assert asleep.wait(60)
             sender.send(b"2")
             sender.close()
             return
         line = PlanRingReceiver(address)
-        line.wait(10)
+        line.wait(60)
         assert line.recv() == [b"1"]
         assert not select.select([line.fileno()], [], [], 0)[0]
         assert line.recv() == []
         asleep.set()
-        line.wait(10)
+        line.wait(60)
         assert line.recv() == [b"2"]
-        line.wait(10)
+        line.wait(60)
         assert line.recv() == []
         assert line.ended
         line.close()

@@ -8,7 +8,7 @@ from moonlang.base import host_memory
 from moonlang.mooncake import segment
 
 SIZE = 64 << 20
-END_S = 30.0
+END_S = 60.0
 
 
 def touched(memory):

@@ -16,7 +16,7 @@ from moonlang.roles.heartbeat import Heartbeat
 from moonlang.roles.role import NEVER_NS, drive
 from moonlang.roles.watchdog import Watchdog
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class Counter:

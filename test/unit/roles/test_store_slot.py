@@ -43,7 +43,7 @@ class Bench:
         self.slot = StoreSlot(self.epoll)
 
     def open(self) -> KvStore:
-        assert self.may_open.wait(20)
+        assert self.may_open.wait(90)
         if self.error is not None:
             raise self.error
         self.opened.append(Closable())

@@ -111,7 +111,7 @@ def test_a_client_that_leaves_ends_both() -> None:
         asked = asyncio.create_task(it.http.post("/generate", json=BODY))
         await asyncio.gather(*(worker.arrived.wait() for worker in it.workers))
         asked.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await asyncio.gather(*(worker.aborted.wait() for worker in it.workers))
         await it.until(lambda: all(worker.active == 0 for worker in it.parts.workers))
 
