@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"Error: {error}\n")
         return error.exit_status
+    except KeyboardInterrupt:  # before the server minds signals by itself: while modules are loaded
+        return 130
 
 
 if __name__ == "__main__":

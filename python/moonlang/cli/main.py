@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:  # what runs for long minds signals by itself; this is while modules are loaded
+        return 130
     except BrokenPipeError:  # `moonlang flags | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return 1

@@ -93,7 +93,8 @@ class Supervisor:
         line = Line(self._setup.directory, self._obey)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._signalled)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, self._signalled)
         await line.open()
         try:
             async with asyncio.TaskGroup() as group:

@@ -50,7 +50,7 @@ _FLOATS = {
     "min_p": _Range("a number in [0, 1]", 0.0, 1.0),
     "frequency_penalty": _Range("a number in [-2, 2]", -2.0, 2.0),
     "presence_penalty": _Range("a number in [-2, 2]", -2.0, 2.0),
-    "repetition_penalty": _Range("a number in (0, 2]", 0.0, 2.0, low_open=True),
+    "repetition_penalty": _Range("a number in [1e-6, 2]", 1e-6, 2.0),
 }
 _INTS = {
     "max_new_tokens": _Range(f"an integer in [0, {INT32_MAX}]", 0, INT32_MAX),
@@ -61,6 +61,7 @@ _INTS = {
     "stream_interval": _Range(f"an integer in [1, {INT32_MAX}]", 1, INT32_MAX),
     "beam_width": _Range("an integer >= 1", 1, INT32_MAX),
 }
+_MOST_BIAS = 1e30  # decides by itself, and a logit remains a finite number of 32 bits, also over a low temperature
 _FLAGS = ("ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim")
 _OTHERS = ("stop", "stop_token_ids", "stop_regex", "logit_bias", "custom_params", "watermark")
 
@@ -253,7 +254,8 @@ def _logit_bias(value: Any, vocab_size: int) -> dict[int, float]:
         token = key if isinstance(key, int) and not isinstance(key, bool) else _token_id(key)
         if token is None or not 0 <= token < vocab_size:
             raise RequestError(f"logit_bias must be keyed by token ids in [0, {vocab_size - 1}], got {shown(key)}.")
-        found[token] = _float(f"logit_bias[{token}]", _Range("a finite number", -math.inf, math.inf), bias)
+        number = _float(f"logit_bias[{token}]", _Range("a finite number", -math.inf, math.inf), bias)
+        found[token] = max(-_MOST_BIAS, min(_MOST_BIAS, number))
     return found
 
 

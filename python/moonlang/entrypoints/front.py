@@ -38,12 +38,20 @@ class Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Until uvicorn takes over, and after it, signals end the process in order: what was started is stopped."""
+    """Until uvicorn takes over, and after it, signals end the process in order: what was started is stopped.
+
+    A terminal that is closed (SIGHUP) counts as SIGTERM all the time, unless nohup has us ignore it.
+    """
 
     def stop(sig: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
+    def hang_up(sig: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
         yield
     finally:

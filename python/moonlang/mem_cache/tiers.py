@@ -43,6 +43,7 @@ class Tiers:
             raise BugError("Tiers keep what the prefix tree holds; there is none.")
         self.config = config
         self.totals = TierTotals()
+        self.unasked = ""  # why there was nothing to wait for, after the latest `want`
         self.has_store = config.store  # a store may be attached and detached while the server runs
         self.host = HostDirectory(config.host_slots)
         self._leases = leases
@@ -68,8 +69,9 @@ class Tiers:
     def want(self, tokens: list[int], extra_key: str, keys: PageKeys, limit: int, now_ns: int) -> Fetch | None:
         """Begin to bring up what the lower tiers have of the first `limit` tokens, if that is quicker than computing.
 
-        None when there is nothing to wait for.
+        None when there is nothing to wait for; `unasked` then says why.
         """
+        self.unasked = "complete"
         size = self._page_size
         last = limit // size
         at = self._cache.match_length(tokens, extra_key, limit) // size
@@ -80,14 +82,12 @@ class Tiers:
         reason = self._judge.why_not_ask(names, at + host, self._known, now_ns) if self.has_store else "off"
         scouts = reason == "slow" and self._judge.may_scout(now_ns)
         if reason and not host and not scouts:
-            self.totals.miss(reason)
-            return None
+            return self._unasked(reason)
         lease = self._leases.open(self._cache.match(tokens, extra_key, at * size))
         fetch = Fetch(tokens[: last * size], extra_key, names, lease, at, at + host, at + host, now_ns, reason, now_ns)
         if not self._hold(fetch, host):
             self._leases.close(lease, None)
-            self.totals.miss("memory")
-            return None
+            return self._unasked("memory")
         if host:
             slots = self.host.pin(names[at : at + host])
             fetch.host_pending = True
@@ -127,12 +127,17 @@ class Tiers:
         size = self._page_size
         good = min(cached, fetch.good * size)
         store = max(0, good - fetch.host_end * size)
-        return Origin(max(0, good - store - fetch.at * size), store, fetch.reason)
+        reason = fetch.reason or ("slow" if fetch.store_pending else "")  # it went ahead without the rest
+        return Origin(max(0, good - store - fetch.at * size), store, reason)
 
     @property
     def is_busy(self) -> bool:
         """Ops are under way whose completions change what can be planned."""
         return bool(self._fetches or self._saves or self._ops)
+
+    def _unasked(self, reason: str) -> None:
+        self.totals.miss(reason)
+        self.unasked = reason
 
     def _hold(self, fetch: Fetch, pages: int) -> bool:
         """Let the fetch hold so many device pages more, if there is room."""

@@ -10,6 +10,7 @@ _log = log.get(__name__)
 
 _STALE_NS = 10 * NS_PER_S  # a throughput older than this says nothing about now
 _PAUSE_NS = NS_PER_S  # plans further apart than this belong to different busy times
+_MOMENT_NS = NS_PER_S // 1000  # plans that are closer are made one after the other and computed later
 
 
 class StepLog:
@@ -22,6 +23,8 @@ class StepLog:
         self._since_ns = 0
         self._plan_ns = 0
         self._prefill_ns = 0
+        self._prefill_tokens = 0
+        self._prefill_rate = 0.0
         self._rate = 0.0
 
     def throughput(self, now_ns: int) -> float:
@@ -30,8 +33,10 @@ class StepLog:
 
     def prefill(self, report: PlanReport, stats: SchedulerStats, now_ns: int) -> None:
         """One plan with prompt tokens."""
-        elapsed_s = max(1, now_ns - self._prefill_ns) / NS_PER_S
-        self._prefill_ns = now_ns
+        self._prefill_tokens += report.new_tokens
+        if (elapsed_ns := now_ns - self._prefill_ns) >= _MOMENT_NS:
+            self._prefill_rate = self._prefill_tokens * NS_PER_S / elapsed_ns
+            self._prefill_tokens, self._prefill_ns = 0, now_ns
         _log.info(
             "Prefill batch, #new-seq: %d, #new-token: %d, #cached-token: %d, token usage: %.2f, #running-req: %d, "
             "#queue-req: %d, #pending-token: %d, cuda graph: False, input throughput (token/s): %.2f",
@@ -42,7 +47,7 @@ class StepLog:
             report.decode_rows,
             stats.num_waiting,
             stats.waiting_tokens,
-            report.new_tokens / elapsed_s,
+            self._prefill_rate,
         )
 
     def decode(self, rows: int, now_ns: int) -> bool:

@@ -66,10 +66,15 @@ class Cluster:
         self._heartbeats: dict[str, Heartbeat] = {}
         self.endpoint: Endpoint
         self._group: Group
-        if args.in_process:
-            self._start_threads(model)
-        else:
-            self._start_processes(model)
+        try:
+            if args.in_process:
+                self._start_threads(model)
+            else:
+                self._start_processes(model)
+        except BaseException:  # also Ctrl-C; roles that run already end with this process
+            if self._directory is not None:
+                self._directory.remove()
+            raise
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Block until every role is up. When one cannot start: its own ConfigError, or PeerError; all are closed."""

@@ -109,6 +109,7 @@ class Roster:
         if self.tiers is not None:
             limit = policy.reusable(request)
             request.fetch = self.tiers.want(request.tokens, request.extra_key, self._keys(request), limit, now_ns)
+            request.tier_miss = "" if request.fetch is not None else self.tiers.unasked
 
     def is_fetching(self, request: Request, now_ns: int) -> bool:
         """Whether the request had better wait for what is being brought up."""

@@ -276,6 +276,7 @@ def test_a_slow_store_is_not_waited_for_longer_than_computing_takes() -> None:
     assert world.tiers.is_holding(fetch, world.now_ns), "it is asked"
     assert world.tiers.wake_ns(world.now_ns) == 20 * MS
     assert not world.tiers.is_holding(fetch, 20 * MS)
+    assert world.tiers.origin(fetch, 0).miss == "slow", "whose request goes ahead now, gets nothing of it"
     assert world.tiers.wake_ns(20 * MS) is None, "a time that is over wakes nobody: the driver would spin"
     world.finish()
     world.submit()
@@ -288,6 +289,7 @@ def test_a_slow_store_is_not_waited_for_longer_than_computing_takes() -> None:
     assert scout is not None
     assert not world.tiers.is_holding(scout, world.now_ns), "it was slower than computing: it is tried, not waited for"
     assert world.want(prompt(1, 6)) is None
+    assert world.tiers.unasked == "slow"
     assert world.tiers.totals.misses["slow"] == 1
 
 

@@ -109,6 +109,18 @@ def test_a_death_before_anybody_listens_is_reported_later(cluster: Cluster) -> N
     assert late.found == first.found
 
 
+def test_a_signal_before_any_role_runs_leaves_nothing(
+    model_folder: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(topology, "children", interrupted)
+    with pytest.raises(SystemExit):
+        Cluster(*arguments(model_folder))
+    assert not list(temporary.iterdir())
+
+
 def test_closing_is_no_death(cluster: Cluster) -> None:
     deaths = Deaths()
     cluster.on_death(deaths)
