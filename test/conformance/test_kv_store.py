@@ -18,6 +18,7 @@ from mooncake_services import Master
 
 from moonlang.base.clock import NS_PER_S, monotonic_ns
 from moonlang.config.shard import Shard
+from moonlang.config.stage import Stage
 from moonlang.core.kv import KvRegion, KvSchema
 from moonlang.core.page_key import PageKeys
 from moonlang.core.storage import Clear, Load, Probe, Save, StoreOp
@@ -39,7 +40,8 @@ OPTIONS = StoreOptions(model="org/model", batch_pages=8)
 class Engine:
     """A device pool and a channel to the store under test.
 
-    pool: [P, page bytes] of the first rank. ranks: how many share the heads; pools: [P, shard bytes] of each.
+    pool: [P, page bytes] of the first rank. ranks: how many share the heads, in each of `stages` that share the
+    layers; pools: [P, piece bytes] of each.
     """
 
     def __init__(
@@ -48,12 +50,17 @@ class Engine:
         options: StoreOptions = OPTIONS,
         clock: Callable[[], int] = monotonic_ns,
         ranks: int = 1,
+        stages: int = 1,
         **schema: object,
     ) -> None:
         fields = {"num_layers": 2, "num_kv_heads": 1, "head_dim": 8, "page_size": 16, "dtype": "bfloat16"}
         self.schema = KvSchema(**{**fields, "itemsize": 2, "fingerprint": "weights", **schema})  # type: ignore[arg-type]
-        heads = [Shard(rank, ranks).kv_part(self.schema.num_kv_heads) for rank in range(ranks)]
-        shards = [msgspec.structs.replace(self.schema, num_kv_heads=len(mine)) for mine in heads]
+        heads = [Shard(rank, ranks).kv_part(self.schema.num_kv_heads) for _ in range(stages) for rank in range(ranks)]
+        layers = [Stage(at, stages).layers(self.schema.num_layers) for at in range(stages) for _ in range(ranks)]
+        shards = [
+            msgspec.structs.replace(self.schema, num_kv_heads=len(mine), num_layers=len(own))
+            for mine, own in zip(heads, layers, strict=True)
+        ]
         self.pools = [np.zeros((PAGES, shard.page_bytes), np.uint8) for shard in shards]
         self.pool = self.pools[0]
         self.channel = StoreChannel(store, options, clock=clock)
@@ -65,8 +72,9 @@ class Engine:
                     num_pages=PAGES,
                     schema=shard,
                     first_head=mine.start,
+                    first_layer=own.start,
                 )
-                for pool, shard, mine in zip(self.pools, shards, heads, strict=True)
+                for pool, shard, mine, own in zip(self.pools, shards, heads, layers, strict=True)
             ]
         )
 
@@ -90,8 +98,9 @@ class Engine:
 Opener = Callable[[], PageStore]
 
 
-def open_mooncake(master: str, segment: str = "0") -> MooncakeStore:
-    extra = {"master_server_address": master, "global_segment_size": segment, "local_buffer_size": "1mb"}
+def open_mooncake(master: str, segment: str = "0", **more: object) -> MooncakeStore:
+    """more: of the extra config."""
+    extra = {"master_server_address": master, "global_segment_size": segment, "local_buffer_size": "1mb", **more}
     return MooncakeStore(store_config.read(extra | {"protocol": "tcp"}, {}, Hardware(), host="127.0.0.1"))
 
 
@@ -180,6 +189,36 @@ def test_instances_with_other_numbers_of_ranks_share(engine: Callable[..., Engin
     for rank in range(readers):
         mine = Shard(rank, readers).kv_part(HEADS)
         np.testing.assert_array_equal(rows(second, rank)[20:], content[:, :, mine.start : mine.stop])
+
+
+@pytest.mark.parametrize(
+    ("writers", "readers"), [((1, 2), (1, 1)), ((1, 1), (1, 3)), ((2, 2), (4, 1)), ((4, 3), (2, 2))]
+)
+def test_stages_do_not_show_outside(
+    engine: Callable[..., Engine], writers: tuple[int, int], readers: tuple[int, int]
+) -> None:
+    """(ranks of a stage, stages): three layers in two stages are one and two."""
+    schema = {"num_kv_heads": HEADS, "num_layers": 3}
+    first, second = (engine(ranks=ranks, stages=stages, **schema) for ranks, stages in (writers, readers))
+    content = np.random.default_rng(1).integers(0, 256, (12, 6, HEADS, first.schema.page_size * 16), np.uint8)
+    for pool, mine in zip(first.pools, _slices(content, *writers), strict=True):
+        pool[:12] = mine
+    assert first.save(keys(12), range(12)).count == 12
+    assert second.load(keys(12), range(20, 32)).count == 12
+    for pool, mine in zip(second.pools, _slices(content, *readers), strict=True):
+        np.testing.assert_array_equal(pool[20:], mine)
+
+
+def _slices(content: np.ndarray, ranks: int, stages: int) -> list[np.ndarray]:
+    """[P, piece bytes] of each rank. content: [P, layers and halves, heads, bytes of a head]."""
+    found: list[np.ndarray] = []
+    for stage in range(stages):
+        layers = Stage(stage, stages).layers(content.shape[1] // 2)
+        for rank in range(ranks):
+            mine = Shard(rank, ranks).kv_part(HEADS)
+            piece = content[:, 2 * layers.start : 2 * layers.stop, mine.start : mine.stop]
+            found.append(piece.reshape(len(content), -1))
+    return found
 
 
 @pytest.mark.parametrize(("writers", "readers"), [(1, 2), (4, 1), (2, 4)])
@@ -381,6 +420,45 @@ def test_pages_stay_with_a_writer_that_has_room(master: Master) -> None:
     one.channel.close()
     assert other.do(Probe(keys=tuple(keys(16)))).count == 0
     other.channel.close()
+
+
+def test_pages_whose_lease_ran_out_while_they_were_read_count(tmp_path: Path) -> None:
+    """They are whole, and verified like all others. On a slow network every read of a big batch takes longer."""
+    with mooncake_services.master(tmp_path, "--default_kv_lease_ttl=0") as master:
+        writer, reader = (Engine(open_mooncake(master.address, segment=size)) for size in ("64mb", "0"))
+        content = fill(writer, range(16), 1)
+        assert writer.save(keys(16), range(16)).count == 16
+        assert reader.load(keys(16), range(16)).count == 16
+        np.testing.assert_array_equal(reader.pool[:16], content)
+        missing = PageKeys(16, "missing").upto(list(range(16)), 1)
+        assert reader.load([*keys(4), *missing], range(5)).count == 4
+        reader.channel.close()
+        writer.channel.close()
+
+
+def test_tenants_of_a_master_have_nothing_in_common(tmp_path: Path) -> None:
+    """The same names mean other pages, one tenant's quota costs nobody else a page, and a stranger gets misses."""
+    quotas = tmp_path / "quotas.yaml"
+    quotas.write_text("version: 1\n\ntenants:\n  - name: small\n    quota: 64KB\n  - name: big\n    quota: 16MB\n")
+    options = "--enable_multi_tenants=true", f"--tenant_quota_connector_uri={quotas}"
+    with mooncake_services.master(tmp_path, *options) as master:
+        small, big, stranger = (
+            Engine(open_mooncake(master.address, segment="16mb", tenant_id=name)) for name in ("small", "big", "no")
+        )
+        theirs, ours = fill(small, range(4), 1), fill(big, range(4), 2)
+        assert small.save(keys(4), range(4)).count == 4
+        assert big.do(Probe(keys=tuple(keys(4)))).count == 0
+        assert big.save(keys(4), range(4)).count == 4
+        for engine, content in ((small, theirs), (big, ours)):
+            assert engine.load(keys(4), range(8, 12)).count == 4
+            np.testing.assert_array_equal(engine.pool[8:12], content)
+        for at in range(0, 256, 8):  # 1 MB through a quota of 64 KB
+            small.save(keys(256)[at : at + 8], range(8))
+        assert big.load(keys(4), range(8, 12)).count == 4
+        assert stranger.save(keys(4), range(4)).outcome is Outcome.FAILED
+        assert stranger.load(keys(4), range(4)).count == 0
+        for engine in (stranger, big, small):
+            engine.channel.close()
 
 
 def test_a_service_that_is_killed_while_pages_are_read(tmp_path: Path) -> None:

@@ -25,24 +25,29 @@ from moonlang.core.seat import Seat
 from moonlang.distributed.join import join
 from moonlang.model_executor.runner import ModelRunner
 from moonlang.models.registry import specs
+from moonlang.roles.experts import open_exchange
 
 VOCAB, NEW = 256, 5
 GREEDY, DRAWN = SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, top_p=0.9, seed=5)
 
 KERNELS = pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
 CASES = [
-    pytest.param("llama", "float32", 3, 1, "cpu", marks=KERNELS),  # a layer each
-    pytest.param("llama", "bfloat16", 2, 2, "cpu", marks=KERNELS),  # one and two layers
-    pytest.param("qwen3", "bfloat16", 2, 1, "cpu", marks=KERNELS),  # a head that is the embedding
-    pytest.param("gemma3", "bfloat16", 2, 1, "cpu", marks=KERNELS),  # two kinds of layers, a scaled embedding
-    pytest.param("qwen2_moe", "float32", 2, 1, "cpu", marks=KERNELS),
-    pytest.param("deepseek_v3", "bfloat16", 2, 1, "cpu", marks=KERNELS),  # dense layers first; latents
-    pytest.param("llama", "float32", 2, 1, "torch_native"),
-    pytest.param("qwen3", "bfloat16", 2, 1, "torch_native"),
+    pytest.param("llama", "float32", 3, 1, "cpu", "none", marks=KERNELS),  # a layer each
+    pytest.param("llama", "bfloat16", 2, 2, "cpu", "none", marks=KERNELS),  # one and two layers
+    pytest.param("qwen3", "bfloat16", 2, 1, "cpu", "none", marks=KERNELS),  # a head that is the embedding
+    pytest.param("gemma3", "bfloat16", 2, 1, "cpu", "none", marks=KERNELS),  # two kinds of layers, a scaled embedding
+    pytest.param("qwen2_moe", "float32", 2, 1, "cpu", "none", marks=KERNELS),
+    pytest.param("deepseek_v3", "bfloat16", 2, 1, "cpu", "none", marks=KERNELS),  # dense layers first; latents
+    pytest.param(
+        "qwen3_moe", "bfloat16", 2, 2, "cpu", "mooncake", marks=KERNELS
+    ),  # experts in the ranks of a stage, which move
+    pytest.param("deepseek_v3", "bfloat16", 2, 2, "cpu", "torch", marks=KERNELS),  # the first stage may have none
+    pytest.param("llama", "float32", 2, 1, "torch_native", "none"),
+    pytest.param("qwen3", "bfloat16", 2, 1, "torch_native", "none"),
 ]
 
 
-def arguments(folder: Path, dtype: str, attention: str) -> ServerArgs:
+def arguments(folder: Path, dtype: str, attention: str, exchange: str) -> ServerArgs:
     return ServerArgs.create(
         model_path=str(folder),
         device="cpu",
@@ -51,11 +56,16 @@ def arguments(folder: Path, dtype: str, attention: str) -> ServerArgs:
         max_total_tokens=1024,
         max_running_requests=8,
         attention_backend=attention,
+        moe_a2a_backend=exchange,
+        enable_eplb=exchange == "mooncake",
+        eplb_rebalance_num_iterations=1,
     )
 
 
-def runner(folder: Path, dtype: str, attention: str, rank: int, stages: int, tp: int) -> ModelRunner:
-    config, args = read_config(folder, dtype), arguments(folder, dtype, attention)
+def runner(
+    folder: Path, dtype: str, attention: str, rank: int, stages: int, tp: int, exchange: str = "none"
+) -> ModelRunner:
+    config, args = read_config(folder, dtype), arguments(folder, dtype, attention, exchange)
     if stages == 1:
         return ModelRunner(config, args)
     backend = "shared_memory" if attention == "cpu" else "gloo"
@@ -67,10 +77,13 @@ def runner(folder: Path, dtype: str, attention: str, rank: int, stages: int, tp:
         plans="",
         backend=backend,
         patience_s=60,
+        local_size=stages * tp,
     )
     joined = join(seat)
-    config = dataclasses.replace(config, shard=joined.shard, stage=joined.stage)
-    return ModelRunner(config, args, group=joined.group, pipe=joined.pipe)
+    copies = 2 if args.enable_eplb else 0
+    config = dataclasses.replace(config, shard=joined.shard, stage=joined.stage, redundant_experts=copies)
+    way = joined.group and open_exchange(args, config, seat.of_stage(), joined.group)
+    return ModelRunner(config, args, group=joined.group, exchange=way, pipe=joined.pipe)
 
 
 def answers(runner: Any) -> list[object]:
@@ -86,8 +99,10 @@ def answers(runner: Any) -> list[object]:
     return [(job.tokens, job.prompt, job.output, job.error) for job in jobs]
 
 
-@pytest.mark.parametrize(("name", "dtype", "stages", "tp", "attention"), CASES, ids=str)
-def test_the_same_bits(name: str, dtype: str, stages: int, tp: int, attention: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "dtype", "stages", "tp", "attention", "exchange"), CASES, ids=str)
+def test_the_same_bits(
+    name: str, dtype: str, stages: int, tp: int, attention: str, exchange: str, tmp_path: Path
+) -> None:
     write_checkpoint(tmp_path, specs()[name].tiny())
     alone = answers(runner(tmp_path, dtype, attention, 0, 1, 1))
     ranks, last = stages * tp, (stages - 1) * tp
@@ -95,9 +110,10 @@ def test_the_same_bits(name: str, dtype: str, stages: int, tp: int, attention: s
     results: SimpleQueue[StepResult] = SimpleQueue()
 
     def work(rank: int) -> list[object]:
-        mine = runner(tmp_path, dtype, attention, rank, stages, tp)
+        mine = runner(tmp_path, dtype, attention, rank, stages, tp, exchange)
         assert mine.schema.num_layers == len(mine.config.layers) < mine.config.num_layers
         assert mine.whole_schema.num_layers == mine.config.num_layers
+        assert (mine.balancer is not None) == (exchange == "mooncake")
         if rank == 0:
             return lead(mine)
         while (plan := plans[rank].get(timeout=JOIN_S)) is not None:

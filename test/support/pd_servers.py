@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 from free_ports import free_port
@@ -50,11 +50,12 @@ class PdServer(LiveServer):
 class Couple:
     """A prefill and a decode server that can be asked directly, as a router would."""
 
+    _rooms: ClassVar[Iterator[int]] = itertools.count(1)  # servers may be in several couples
+
     def __init__(self, prefill: PdServer, decode: PdServer, bootstrap_port: int) -> None:
         self.prefill = prefill
         self.decode = decode
         self.bootstrap_port = bootstrap_port
-        self._rooms = itertools.count(1)
         self._pool = ThreadPoolExecutor(32)
         self._http = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=64))
 

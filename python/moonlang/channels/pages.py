@@ -1,7 +1,8 @@
 """The pages of one instance as arrays of bytes, whatever the number of its ranks.
 
-Ranks cut a page by heads. Outside the device pool its shards lie one after the other, so that they move without being
-put together first; who has cut the page otherwise rearranges it when it has arrived.
+Ranks cut a page by heads, stages of a pipeline by layers. Outside the device pool its shards lie one after the other,
+so that they move without being put together first; who has cut the heads otherwise rearranges the page when it has
+arrived. The layers of a shard lie one after the other, whatever the number of stages: those do not show outside.
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ Bytes = NDArray[np.uint8]
 class PagePool:
     """The pools of all ranks of an instance. They must outlive this.
 
-    shards: one array [P, shard bytes] for each different slice of the heads, in the order of heads: memory of the first
-    rank that holds it, not a copy. Pages count as written when the first rank has them; `spread` serves the others.
-    schema: of a whole page; page_bytes: of all shards together.
+    cuts: different slices of the heads. pieces: one array [P, piece bytes] for each slice and each stage, in the order
+    of heads, then of layers: memory of the first rank that holds it, not a copy. Pages count as written when the first
+    rank has them; `spread` serves the others. schema: of a whole page; page_bytes: of all pieces together.
     """
 
     def __init__(self, regions: Sequence[KvRegion]) -> None:
-        holders: dict[int, list[Bytes]] = {}
-        for region in sorted(regions, key=lambda region: region.first_head):
-            holders.setdefault(region.first_head, []).append(_of_region(region))
+        holders: dict[tuple[int, int], list[Bytes]] = {}
+        for region in sorted(regions, key=_place):
+            holders.setdefault(_place(region), []).append(_of_region(region))
         self.schema = unsharded(regions)
         self.page_bytes = self.schema.page_bytes
-        self.shards: tuple[Bytes, ...] = tuple(same[0] for same in holders.values())
+        self.cuts = len({head for head, _ in holders})
+        self.pieces: tuple[Bytes, ...] = tuple(same[0] for same in holders.values())
         self._copies = tuple(tuple(same[1:]) for same in holders.values())
-        self._places = tuple((shard.ctypes.data, shard.shape[1]) for shard in self.shards)
-        if sum(size for _, size in self._places) != self.page_bytes or len({size for _, size in self._places}) > 1:
+        self._places = tuple((piece.ctypes.data, piece.shape[1]) for piece in self.pieces)
+        by_head = [sum(each.shape[1] for (at, _), (each, *_) in holders.items() if at == head) for head, _ in holders]
+        if sum(size for _, size in self._places) != self.page_bytes or len(set(by_head)) > 1:
             raise BugError("The ranks' slices of a page are unequal, or do not make up the page.")
 
     def sum(self, page: int) -> int:
@@ -44,41 +47,45 @@ class PagePool:
         return checksum.of_memory((base + page * size, size) for base, size in self._places)
 
     def copy_out(self, page: int, target: Bytes) -> None:
-        """The shards of `page`, one after the other, to `target` [page bytes]."""
+        """The pieces of `page`, one after the other, to `target` [page bytes]."""
         at = 0
-        for shard in self.shards:
-            target[at : at + shard.shape[1]] = shard[page]
-            at += shard.shape[1]
+        for piece in self.pieces:
+            target[at : at + piece.shape[1]] = piece[page]
+            at += piece.shape[1]
 
     def copy_in(self, page: int, source: Bytes) -> None:
         """The other way round."""
         at = 0
-        for shard in self.shards:
-            shard[page] = source[at : at + shard.shape[1]]
-            at += shard.shape[1]
+        for piece in self.pieces:
+            piece[page] = source[at : at + piece.shape[1]]
+            at += piece.shape[1]
 
     def spread(self, pages: Sequence[int]) -> None:
         """Give what has been written into `pages` to the ranks that hold the same heads."""
-        for shard, copies in zip(self.shards, self._copies, strict=True):
+        for piece, copies in zip(self.pieces, self._copies, strict=True):
             for copy in copies:
                 for page in pages:
-                    copy[page] = shard[page]
+                    copy[page] = piece[page]
 
     def can_take(self, shards: int) -> bool:
-        """Whether a page that is cut into so many shards can be cut as this instance has it."""
+        """Whether a page whose heads are cut into so many shards can be cut as this instance has it."""
         return shards > 0 and self.schema.num_kv_heads % shards == 0
 
     def recut(self, page: int, shards: int) -> None:
-        """The bytes of `page` have come from an instance that cuts it into `shards`: put them in order."""
-        if shards == len(self.shards):
+        """The bytes of `page` have come from an instance that cuts its heads into `shards`: put them in order."""
+        if shards == self.cuts:
             return
         head_bytes = self.schema.page_size * self.schema.row_bytes
         rows = self.page_bytes // (self.schema.num_kv_heads * head_bytes)  # the keys of a layer, or its values
         came = np.empty(self.page_bytes, np.uint8)
         self.copy_out(page, came)
-        whole = np.ascontiguousarray(came.reshape(shards, rows, -1).swapaxes(0, 1)).reshape(rows, len(self.shards), -1)
-        for i, shard in enumerate(self.shards):
-            shard[page].reshape(rows, -1)[:] = whole[:, i]
+        whole = np.ascontiguousarray(came.reshape(shards, rows, -1).swapaxes(0, 1)).reshape(rows, self.cuts, -1)
+        self.copy_in(page, whole.swapaxes(0, 1).reshape(-1))
+
+
+def _place(region: KvRegion) -> tuple[int, int]:
+    """Where its pages lie in a whole one, from outside."""
+    return region.first_head, region.first_layer
 
 
 def _of_region(region: KvRegion) -> Bytes:

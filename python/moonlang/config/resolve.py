@@ -67,6 +67,7 @@ def resolve_args(
     _check_fronts(args)
     _check_shards(args, model)
     _check_stages(args, model)
+    _check_pairs(args, cuda)
     _check_kv_dtype(args, model, chosen.get("attention_backend", args.attention_backend))
     return dataclasses.replace(args, **chosen), reasons
 
@@ -252,9 +253,6 @@ def _check_stages(args: ServerArgs, model: ModelConfig) -> None:
         )
     others = {
         "--in-process": args.in_process,
-        "--disaggregation-mode": args.disaggregation_mode != "null",
-        "--enable-hierarchical-cache": args.enable_hierarchical_cache,
-        "--moe-a2a-backend": args.moe_a2a_backend != "none",
         "--enable-dp-attention": args.enable_dp_attention,
     }
     wrong = [name for name, used in others.items() if used]
@@ -262,6 +260,14 @@ def _check_stages(args: ServerArgs, model: ModelConfig) -> None:
         raise ConfigError(
             f"--pp-size {args.pp_size} does not go with {' and '.join(wrong)} in this version.",
             hint="--tp-size does.",
+        )
+
+
+def _check_pairs(args: ServerArgs, cuda: bool) -> None:
+    if cuda and args.disaggregation_mode != "null" and replicas.attention_ranks(args) * args.pp_size > 1:
+        raise ConfigError(
+            "--disaggregation-mode moves the pages of several ranks where they are host memory: on a CPU.",
+            hint="Use one GPU for each half, or add --device cpu.",
         )
 
 

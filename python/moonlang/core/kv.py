@@ -63,7 +63,7 @@ class KvRegion(msgspec.Struct, frozen=True, kw_only=True):
     """A pool in memory that other engines may read or write: page i starts at address + i * stride (bytes).
 
     first_head: with tensor parallelism the pool of one rank holds KV heads [first_head, first_head + num_kv_heads) of
-    the model; its schema counts those.
+    the model; its schema counts those. first_layer: the same for the layers of a stage of a pipeline.
     """
 
     address: int
@@ -71,11 +71,12 @@ class KvRegion(msgspec.Struct, frozen=True, kw_only=True):
     num_pages: int
     schema: KvSchema
     first_head: int = 0
+    first_layer: int = 0
 
 
 def unsharded(regions: Sequence[KvRegion]) -> KvSchema:
-    """The schema of one instance's pages with the heads of all its tensor-parallel ranks put together: what two
-    instances of different parallelism have in common."""
-    schema = regions[0].schema
+    """The schema of one instance's pages with the heads and layers of all its ranks put together: what two instances
+    of different parallelism have in common."""
     heads = max(region.first_head + region.schema.num_kv_heads for region in regions)
-    return msgspec.structs.replace(schema, num_kv_heads=heads)
+    layers = max(region.first_layer + region.schema.num_layers for region in regions)
+    return msgspec.structs.replace(regions[0].schema, num_kv_heads=heads, num_layers=layers)

@@ -41,8 +41,8 @@ class KvCard(msgspec.Struct, frozen=True, kw_only=True):
 
     instance: drawn anew at every start, so that a successor behind the same address is another peer (its epoch).
     backend: name of the transfer backend. host: equal for processes that can map each other's memory.
-    regions and sessions: one entry per tensor-parallel rank; a session is what the backend dials, a handle what a
-    peer on the same host maps ("" when it cannot).
+    regions and sessions: one entry per rank, which holds a part of every page; a session is what the backend dials, a
+    handle what a peer on the same host maps ("" when it cannot).
     """
 
     instance: str

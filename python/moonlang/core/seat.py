@@ -15,7 +15,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     "tcp://host:port". part: the name of these ranks, when they are some of all that meet there. plans: where the
     first rank of a copy hands out its plans: the path of a socket, or "tcp://host:port". results: like plans, where
     with several stages rank 0 gets results. bells: the beginning of paths, over which copies that share experts wake
-    each other. patience_s: how long a rank that lives is waited for. local_size: ranks on this host.
+    each other. patience_s: how long a rank that lives is waited for. local_size: ranks on this host, those that are
+    none of these too. first: rank among all of the first of these.
     """
 
     rank: int
@@ -30,11 +31,24 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     local_size: int = 1
     results: str = ""
     bells: str = ""
+    first: int = 0
 
     @property
     def path(self) -> str:
         """A file of these ranks alone, when they meet on one host."""
         return f"{self.meeting}-{self.part}" if self.part else self.meeting
+
+    @property
+    def within_host(self) -> bool:
+        """Whether all of these ranks are on one host."""
+        return self.first // self.local_size == (self.first + self.size - 1) // self.local_size
+
+    def of_stage(self) -> Seat:
+        """This rank's place among those that compute the same layers."""
+        each = self.size // self.stages
+        stage, rank = divmod(self.rank, each)
+        part = f"stage{stage}"
+        return msgspec.structs.replace(self, rank=rank, size=each, stages=1, part=part, first=stage * each)
 
     @property
     def replica_size(self) -> int:

@@ -50,7 +50,7 @@ def join(seat: Seat) -> Joined:
     if mesh.dp > 1:
         group = meet(f"replica{at.dp}", at.tp, mesh.tp) if mesh.tp > 1 else None
         return Joined(shard, stage, group, None, Shard(seat.rank, seat.size), everyone)
-    group = meet(f"stage{at.pp}", at.tp, mesh.tp) if mesh.tp > 1 else None
+    group = backend(seat.of_stage()) if mesh.tp > 1 else None
     before = None if stage.is_first else link(at.pp - 1, 1)
     after = None if stage.is_last else link(at.pp, 0)
     return Joined(shard, stage, group, Pipe(before, after, everyone))

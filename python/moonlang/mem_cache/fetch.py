@@ -1,6 +1,7 @@
 """Prefixes on their way up, and whether it pays: loading against computing, by the rates of both.
 
 A request waits for its fetch no longer than computing the same tokens would take, and than the prefetch policy allows.
+Where pages on their way down are in the way, it waits for them to arrive, for a fraction of that.
 The store is read batch by batch, each shared into the tree as it arrives: when the request goes ahead, what has come is
 used, nothing more is read, and a store that hangs holds the pages of one batch.
 """
@@ -20,7 +21,9 @@ _LOOK_SHARE = 20  # asking the store may delay a request by this fraction of wha
 _LOOK_NS = 20 * _MS  # ... or by so long, as long as answers usually come ...
 _QUICK_NS = 5 * _MS  # ... within this time
 _NOVICE_NS = 100 * _MS  # and by so long when nothing is known of computing
+_NOVICE_LOAD_NS = 1_000 * _MS  # a load is waited for so long then: the first one connects to who has the pages
 _WORTH_NS = 20 * _MS  # a load that takes no longer is never called slow: tiny models compute in no time
+_ROOM_SHARE = 4  # a request waits for room for what it loads this fraction of what computing would take
 _LOAD_SLACK = 4  # a load is waited for so many times as long as it usually takes
 _SCOUT_NS = 1_000 * _MS  # a store that was too slow is tried so often, without anybody waiting for it ...
 _SCOUT_PAGES = 8  # ... with so many pages
@@ -50,10 +53,14 @@ class Fetch:
     held: int = 0  # pages that it has brought into the device pool, or is about to
     host_pending: bool = False
     store_pending: bool = False
+    slots: tuple[int, ...] = ()  # of the host's part, for which it waits for room
+    lacks: int = 0  # pages that it waits for room for ...
+    waits_since_ns: int = 0  # ... from then on ...
+    room_ns: int = 0  # ... until then
 
     @property
     def is_done(self) -> bool:
-        return not (self.host_pending or self.store_pending)
+        return not (self.host_pending or self.store_pending or self.lacks)
 
     @property
     def good(self) -> int:
@@ -150,8 +157,19 @@ class Judge:
         limit = self.limit_ns(pages)
         if self._config.prefetch_policy != "timeout":
             return limit
-        computing, usual = max(self._computing_ns(pages), _WORTH_NS), self._loading_ns(pages)
+        computing, usual = self._computing_ns(pages), self._loading_ns(pages)
+        if not computing:
+            return min(limit, _NOVICE_LOAD_NS)
+        computing = max(computing, _WORTH_NS)
         return min(limit, computing, _LOAD_SLACK * usual if usual else computing)
+
+    def room_patience_ns(self, pages: int) -> int:
+        """How long a request may wait for room for so many pages, which others are about to leave."""
+        policy, limit = self._config.prefetch_policy, self.limit_ns(pages)
+        if policy == "wait_complete":
+            return limit
+        computing = self._computing_ns(pages)
+        return min(limit, max(computing // _ROOM_SHARE, _WORTH_NS) if computing else _NOVICE_NS)
 
     def limit_ns(self, pages: int) -> int:
         """The longest that the flags allow."""

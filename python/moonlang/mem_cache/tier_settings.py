@@ -24,13 +24,15 @@ class TierConfig:
 class TierStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot; all zero without lower tiers. Totals count from the start of the process, in tokens.
 
-    misses: how often the store brought nothing, by reason. dropped: not handed down because too much was queued.
+    misses: how often the store brought nothing, by reason. waits: how often a fetch found no room at once. dropped: not
+    handed down, because there was no room before they went.
     """
 
     host_slots: int = 0
     host_used: int = 0
     fetching: int = 0
     queued_pages: int = 0
+    total_waits: int = 0
     total_host_tokens: int = 0
     total_store_tokens: int = 0
     total_demoted_tokens: int = 0
@@ -47,6 +49,7 @@ class TierTotals:
     store_tokens: int = 0
     saved_tokens: int = 0
     demoted_tokens: int = 0
+    waits: int = 0
     misses: dict[str, int] = field(default_factory=dict)  # by reason
 
     def miss(self, reason: str) -> None:

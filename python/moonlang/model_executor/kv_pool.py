@@ -44,14 +44,15 @@ class KvPool:
         """Whether each row of D numbers is followed by its scale."""
         return self.schema.scale_bytes > 0
 
-    def region(self, first_head: int = 0) -> KvRegion:
-        """Address, stride (bytes) and schema, for engines that read or write pages. first_head: see KvRegion."""
+    def region(self, first_head: int = 0, first_layer: int = 0) -> KvRegion:
+        """Address, stride (bytes) and schema, for engines that read or write pages. The rest: see KvRegion."""
         return KvRegion(
             address=self.buffer.data_ptr(),
             stride=self.schema.page_bytes,
             num_pages=self.num_pages,
             schema=self.schema,
             first_head=first_head,
+            first_layer=first_layer,
         )
 
 

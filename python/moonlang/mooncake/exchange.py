@@ -65,7 +65,7 @@ def _segment_files() -> set[Path]:
 def open_exchange(spec: ExchangeSpec, seat: Seat, group: Group) -> MailboxExchange:
     """See moe.exchange.port.Open."""
     check(spec)
-    if seat.local_size >= seat.size:
+    if seat.within_host:
         opened = _within_host(spec, seat, group)
     else:
         engine = Engine(_config(spec, _host_towards(seat.meeting)))
@@ -100,9 +100,9 @@ def _config(spec: ExchangeSpec, host: str) -> config.MooncakeConfig:
 
 def _within_host(spec: ExchangeSpec, seat: Seat, group: Group) -> MailboxExchange:
     each = SharedMailboxes.memory_bytes(seat.size, spec.box_bytes)
-    segment = Segment(f"{Path(seat.meeting).name}|experts", each * spec.lanes, group)
+    segment = Segment(f"{Path(seat.path).name}|experts", each * spec.lanes, group)
     spin_us = _SPIN_US if len(os.sched_getaffinity(0)) >= seat.local_size else 0
-    paths = [Path(f"{seat.meeting}{_ROLL}{lane}") for lane in range(spec.lanes)]
+    paths = [Path(f"{seat.path}{_ROLL}{lane}") for lane in range(spec.lanes)]
     boxes = [
         SharedMailboxes(
             str(path),

@@ -26,16 +26,19 @@ from moonlang.mooncake import lib, probe, segment, store_config
 from moonlang.mooncake.lib import how_to_get as how_to_get
 from moonlang.mooncake.store_config import StoreConfig
 from moonlang.storage.channel import Headers, StoreChannel, StoreFullError, StoreOptions
+from moonlang.storage.manifest import HEADER_BYTES
 
 _log = log.get(__name__)
 
 _OK: Final = 0
 _NO_SPACE: Final = -200
 _NOT_FOUND: Final = -704
+_LATE: Final = -707  # all bytes have arrived, but its lease had run out before: it may have been overwritten meanwhile
 _MEANINGS: Final = {
     _NO_SPACE: "it is full",
     -600: "it refuses the arguments (was its client restarted?)",
     -706: "the object is leased",
+    _LATE: "the lease ran out before the object was read (see --default_kv_lease_ttl of mooncake_master)",
     -800: "a transfer failed",
     -900: "its master does not answer",
     -901: "its master does not answer in time",
@@ -55,6 +58,10 @@ class _Buffers:
         self._sizes = [array.shape[1] for array in arrays]
         self.objects = len(arrays[0])
         self.object_bytes = sum(self._sizes)
+
+    def headers(self, count: int) -> Bytes:
+        """Of the first objects of a call, as they lie there now."""
+        return self._arrays[0][:count, :HEADER_BYTES]
 
     def parts(self, i: int, page: int) -> list[Bytes]:
         header, *pools = self._arrays
@@ -134,9 +141,11 @@ class MooncakeStore:
 
     def read(self, names: Sequence[str], pages: Sequence[int]) -> int:
         addresses, sizes = self._incoming.places(pages)
+        headers = self._incoming.headers(len(names))
+        headers[:] = 0
         answers = self._store.batch_get_into_multi_buffers(list(names), addresses, sizes)
-        whole = sum(sizes[0])
-        count = next((i for i, answer in enumerate(answers) if answer != whole), len(names))
+        good = sum(sizes[0]), _LATE  # who is late is verified like everybody else
+        count = next((i for i, answer in enumerate(answers) if answer not in good or not headers[i].any()), len(names))
         if count < len(names) and answers[count] < 0 and answers[count] != _NOT_FOUND and count == 0:
             raise _failure("read pages", answers[count])
         self._incoming.scatter(pages[:count])

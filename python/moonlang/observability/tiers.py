@@ -10,7 +10,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 _PER_STORE = (
     ("sglang:prefetched_tokens_total", "Tokens whose KV came from the store.", "total_store_tokens"),
     ("sglang:backuped_tokens_total", "Tokens whose KV went to the store.", "total_saved_tokens"),
-    ("sglang:hicache_backup_dropped_tokens_total", "Not handed down: too much was queued.", "total_dropped_tokens"),
+    (
+        "sglang:hicache_backup_dropped_tokens_total",
+        "Gone before they were handed down.",
+        "total_dropped_tokens",
+    ),
 )
 
 

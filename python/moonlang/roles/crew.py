@@ -23,12 +23,12 @@ from moonlang.core.plan import StepPlan, StepResult
 from moonlang.core.ports import Executor, GrammarEngine
 from moonlang.core.seat import Seat
 from moonlang.distributed.join import join
-from moonlang.distributed.survivors import Survivors, largest_tree
+from moonlang.distributed.survivors import Survivors, everyone, largest_tree
 from moonlang.model_executor.executor import ThreadExecutor
 from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.runner import ModelRunner
 from moonlang.model_executor.watching import WatchingExecutor
-from moonlang.roles.experts import open_exchange
+from moonlang.roles.experts import check_exchange, open_exchange
 from moonlang.roles.pipeline import PipelineExecutor
 from moonlang.roles.plan_lines import PlanOut, plan_sender, result_receiver
 
@@ -69,10 +69,13 @@ def sharded_runner(
         return Shared(ModelRunner(model, args, grammars), survivors)
     joined = join(seat)
     config = dataclasses.replace(model, shard=joined.shard, stage=joined.stage, experts_apart=joined.experts)
-    sharers = joined.expert_group or joined.group
-    exchange = None if sharers is None else open_exchange(args, model, seat, sharers)
-    if survivors is None and joined.group is not None and is_elastic(args):
-        survivors = Survivors(seat, joined.group, largest_tree)
+    sharers, exchange = joined.expert_group or joined.group, None
+    if sharers is not None:
+        exchange = open_exchange(args, model, seat if joined.pipe is None else seat.of_stage(), sharers)
+    else:
+        check_exchange(args, model)
+    if survivors is None and sharers is not None and is_elastic(args):
+        survivors = Survivors(seat, sharers, everyone if seat.replicas > 1 else largest_tree)
     runner = ModelRunner(config, args, grammars, joined.group, exchange, joined.pipe, joined.expert_group)
     return Shared(runner, survivors)
 
@@ -120,7 +123,8 @@ class Crew:
             self._go_on(self._survivors, "A rank has ended.")
 
     def run(self, plan: StepPlan, progress: Progress) -> StepResult:
-        """Progress of one rank says nothing of the others: pages count as written when the plan is done."""
+        """Progress of one rank says nothing of others with the same layers: pages count as written when the plan is
+        done. Of a pipeline the layers of the first stage may leave before, when one rank has them."""
         self._known_era = plan.era
         if plan.era < self._era:  # made before anybody knew of the loss
             return StepResult(plan.plan_id, (), lost=True)
@@ -147,7 +151,7 @@ class Crew:
         if self._line is None:
             return self._runner.run(plan, progress)
         self._line.send(self._encoder.encode(plan))
-        return self._runner.run(plan)
+        return self._runner.run(plan, progress if self._seat.size == self._seat.stages else None)
 
     def _go_on(self, survivors: Survivors, reason: str) -> None:
         """PeerError when there is not enough memory for as many pages."""
@@ -182,7 +186,7 @@ class Crew:
         assert seat is not None, "rank 0 is always needed"
         if seat.size > 1:
             self._line = plan_sender(self._args, seat, AGAIN_S)
-        args = fewer(self._args, seat, tokens)
+        args = fewer(placed(self._args, self._seat.place), seat, tokens)
         self._own, _ = sharded_runner(args, self._model, seat, self._grammars, survivors)
         if self._runner.num_pages < pages:
             raise PeerError(f"There is no memory for {pages} pages any more.", hint="Start the server again.")

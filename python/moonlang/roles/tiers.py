@@ -113,10 +113,9 @@ class TierChannels:
 
     def wake_ns(self, now_ns: int) -> int:
         """When `take` is to be called although nothing is readable."""
-        if not (self._under_way or self._clears):
-            return self._slot.wake_ns()
         patience_ns = self._tiers.wake_ns(now_ns)
-        return min(now_ns + _LOOK_NS, self._slot.wake_ns(), NEVER_NS if patience_ns is None else patience_ns)
+        look_ns = now_ns + _LOOK_NS if self._under_way or self._clears else NEVER_NS
+        return min(look_ns, self._slot.wake_ns(), NEVER_NS if patience_ns is None else patience_ns)
 
     def report(self) -> dict[str, Any]:
         """What the store has done so far, for metrics."""

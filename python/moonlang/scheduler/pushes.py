@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from moonlang.base.errors import BugError
 from moonlang.core import layout
+from moonlang.core.kv import unsharded
 from moonlang.core.lease import Lease
 from moonlang.core.pairing import KvCard, Landed, Push, Pushed, Refuse, Want
 from moonlang.core.plan import Row, RowResult
@@ -68,9 +69,10 @@ class Pushes:
         self._config = config
         self._page_size = page_size
         self._mail = mail
-        self._layers = config.card.regions[0].schema.num_layers
+        self._layers = unsharded(config.card.regions).num_layers
         self._page_bytes = sum(region.schema.page_bytes for region in config.card.regions)
-        layer_bytes = config.card.regions[0].schema.page_bytes // self._layers
+        schema = config.card.regions[0].schema
+        layer_bytes = schema.page_bytes // schema.num_layers
         self._group = max(1, self._layers // config.push_groups, -(-config.push_span_bytes // layer_bytes))
         self._room_of: dict[int, Room] = {}  # by number of the operation
         self._laid: dict[int, list[_Laid]] = {}  # by plan
@@ -130,8 +132,10 @@ class Pushes:
         lease = room.lease or lease_of(room.request)
         lease.lent = True
         for route in room.routes:
-            most = max(1, self._config.push_most_bytes // route.page_bytes(end_layer - layer))
             spans = route.spans(layer, end_layer)
+            if not spans:
+                continue  # a stage without these layers
+            most = max(1, self._config.push_most_bytes // route.page_bytes(layer, end_layer))
             for begin in range(first, end, most):
                 stop, at = min(end, begin + most), begin - want.first_page
                 op = Push(

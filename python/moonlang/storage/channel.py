@@ -58,7 +58,7 @@ class PageStore(Protocol):
     name: str
 
     def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
-        """pools: where pages come from and go to, one array [P, shard bytes] per shard; row p of each, one after the
+        """pools: where pages come from and go to, one array [P, piece bytes] per piece; row p of each, one after the
         other, is page p. All stays where it is until `close`."""
         ...
 
@@ -123,7 +123,7 @@ class StoreChannel(WorkerChannel[StoreOp]):
     def register(self, regions: Sequence[KvRegion]) -> None:
         pool = PagePool(regions)
         headers = Headers.of(self._options.batch_pages)
-        self._store.attach(pool.shards, headers)
+        self._store.attach(pool.pieces, headers)
         self._pages = _Pages(pool, headers, self._options.model)
 
     def submit(self, op: StoreOp) -> Ticket:
@@ -269,7 +269,7 @@ class _Pages:
         self.prefix = f"{model.replace('/', '-')}_{digest[:16]}_"
         self._pool = pool
         self._headers = headers
-        self._manifest = Manifest(digest, self.page_bytes, METHOD, len(pool.shards))
+        self._manifest = Manifest(digest, self.page_bytes, METHOD, pool.cuts)
 
     def names(self, keys: Sequence[bytes]) -> list[str]:
         return [self.prefix + key.hex() for key in keys]

@@ -129,8 +129,6 @@ def test_prefill_budget_fits_the_longest_sequence():
         ({"tp_size": 3}, "1, 2, 4 or 8"),
         ({"tp_size": 2, "in_process": True}, "--in-process"),
         ({"pp_size": 2, "in_process": True}, "--in-process"),
-        ({"pp_size": 2, "disaggregation_mode": "prefill"}, "--disaggregation-mode"),
-        ({"pp_size": 2, "enable_hierarchical_cache": True}, "--enable-hierarchical-cache"),
         ({"pp_size": 99}, "more than the"),
         ({"tp_size": 2, "nnodes": 2}, "--dist-init-addr"),
         ({"tp_size": 2, "nnodes": 2, "dist_init_addr": "host"}, "no address"),
@@ -142,6 +140,14 @@ def test_ranks_that_cannot_be(given, says):
     with pytest.raises(ConfigError) as caught:
         resolve(ServerArgs.create(**given), MODEL)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{"tp_size": 2}, {"pp_size": 2}])
+def test_pages_of_several_gpus_do_not_move(given):
+    pair = ServerArgs.create(disaggregation_mode="prefill", **given)
+    with pytest.raises(ConfigError, match="host memory"):
+        resolve(pair, MODEL, HostFacts(cuda=True))
+    resolve(pair, MODEL)
 
 
 EXPERTS = dataclasses.replace(MODEL, hf={"num_local_experts": 8})
@@ -167,9 +173,17 @@ def test_int8_travels_by_mooncake_only():
 def test_an_elastic_server_is_a_plain_one():
     plain = ServerArgs(tp_size=2, elastic_ep_backend="mooncake")
     resolve(plain, EXPERTS)
-    for other, name in (({"disaggregation_mode": "prefill"}, "--disaggregation-mode"), ({"dp_size": 2}, "--dp-size")):
+    resolve(dataclasses.replace(plain, dp_size=2), EXPERTS)
+    for other, name in (({"disaggregation_mode": "prefill"}, "--disaggregation-mode"), ({"pp_size": 2}, "--pp-size")):
         with pytest.raises(ConfigError, match=name):
             resolve(dataclasses.replace(plain, **other), EXPERTS)
+
+
+def test_elastic_copies_that_share_experts_are_one_rank_each():
+    shared = ServerArgs(tp_size=2, dp_size=2, enable_dp_attention=True, elastic_ep_backend="mooncake")
+    resolve(shared, MIXTURE)
+    with pytest.raises(ConfigError, match="copies of one rank each"):
+        resolve(dataclasses.replace(shared, tp_size=4), MIXTURE)
 
 
 def test_ranks_that_can_be():

@@ -1,5 +1,5 @@
-"""The layout planner, bit for bit: pages whose heads are spread over ranks in one way are moved to ranks that spread
-them in another way, and must hold what the model has put there."""
+"""The layout planner, bit for bit: pages whose heads and layers are spread over ranks in one way are moved to ranks
+that spread them in another way, and must hold what the model has put there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from moonlang.config.stage import Stage
 from moonlang.core import layout
 from moonlang.core.kv import KvRegion, KvSchema, unsharded
 from moonlang.core.pairing import Pushed, Span
@@ -30,18 +31,26 @@ class Instance:
         return self.pools[rank].view(np.uint8).reshape(PAGES, -1)
 
 
-def instance(ranks: int, heads: int = 8, content: NDArray[np.uint16] | None = None, latent: bool = False) -> Instance:
-    """`ranks` ranks; more than `heads` of them hold copies. content: [P, L, 2, heads, p, D] of the whole model."""
+def instance(
+    ranks: int, heads: int = 8, content: NDArray[np.uint16] | None = None, latent: bool = False, stages: int = 1
+) -> Instance:
+    """`ranks` ranks in each stage; more than `heads` of them hold copies. content: [P, L, 2, heads, p, D] of the whole
+    model."""
     own = max(1, heads // ranks)
     copies = max(1, ranks // heads)
-    schema = msgspec.structs.replace(SCHEMA, num_kv_heads=own, latent=latent)
     regions, pools = [], []
-    for rank in range(ranks):
-        first = rank // copies * own
-        regions.append(KvRegion(address=0, stride=schema.page_bytes, num_pages=PAGES, schema=schema, first_head=first))
-        shape = (PAGES, schema.num_layers, schema.halves, own, schema.page_size, schema.head_dim)
-        part = np.zeros(shape, np.uint16) if content is None else content[:, :, :, first : first + own].copy()
-        pools.append(part)
+    for stage in range(stages):
+        layers = Stage(stage, stages).layers(SCHEMA.num_layers)
+        schema = msgspec.structs.replace(SCHEMA, num_layers=len(layers), num_kv_heads=own, latent=latent)
+        for rank in range(ranks):
+            first = rank // copies * own
+            region = KvRegion(address=0, stride=schema.page_bytes, num_pages=PAGES, schema=schema, first_head=first)
+            regions.append(msgspec.structs.replace(region, first_layer=layers.start))
+            shape = (PAGES, len(layers), schema.halves, own, schema.page_size, schema.head_dim)
+            part = np.zeros(shape, np.uint16)
+            if content is not None:
+                part[:] = content[:, layers.start : layers.stop, :, first : first + own]
+            pools.append(part)
     return Instance(tuple(regions), pools)
 
 
@@ -64,7 +73,7 @@ def push(source: Instance, target: Instance, page_map: dict[int, int], groups: l
                     piece = source.bytes(route.source)[mine, span.source : span.source + span.size]
                     target.bytes(route.target)[theirs, span.target : span.target + span.size] = piece
                     written[route.target][theirs, span.target : span.target + span.size] += 1
-            assert sizes == route.page_bytes(end - first)
+            assert sizes == route.page_bytes(first, end)
     for counts in written:
         assert all((counts[page] == (page in page_map.values())).all() for page in range(PAGES))
     return spans
@@ -82,6 +91,30 @@ def test_every_head_arrives_where_it_belongs(ranks: tuple[int, int], groups: lis
         right[theirs] = content[mine]
     for rank, expected in enumerate(instance(ranks[1], content=right).pools):
         assert np.array_equal(target.pools[rank], expected)
+
+
+STAGES = [((1, 2), (1, 1)), ((1, 1), (1, 2)), ((1, 3), (1, 2)), ((2, 2), (2, 1)), ((2, 2), (4, 3)), ((4, 2), (1, 2))]
+
+
+@pytest.mark.parametrize(("source_ranks", "target_ranks"), STAGES)
+@pytest.mark.parametrize("groups", [[(0, 3)], [(0, 1), (1, 3)], [(0, 2), (2, 3)]])
+def test_every_layer_arrives_where_it_belongs(
+    source_ranks: tuple[int, int], target_ranks: tuple[int, int], groups: list[tuple[int, int]]
+) -> None:
+    """(ranks of a stage, stages): three layers in two stages are one and two."""
+    content = random_content()
+    source = instance(source_ranks[0], content=content, stages=source_ranks[1])
+    target = instance(target_ranks[0], stages=target_ranks[1])
+    assert layout.mismatch(source.regions, target.regions) == ""
+    assert unsharded(source.regions) == SCHEMA
+    push(source, target, {page: page for page in range(PAGES)}, groups)
+    right = instance(target_ranks[0], content=content, stages=target_ranks[1])
+    for found, expected in zip(target.pools, right.pools, strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_stages_of_equal_heads_need_one_span_each() -> None:
+    assert push(instance(2, content=random_content(), stages=2), instance(2), {0: 0}, [(0, 3)]) == 4
 
 
 @pytest.mark.parametrize("ranks", [(8, 1), (1, 8), (8, 8), (2, 8), (8, 2)])

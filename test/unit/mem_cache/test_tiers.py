@@ -346,19 +346,127 @@ def test_requests_get_the_memory_that_is_queued_to_go_down() -> None:
     assert len(world.store) == 2
 
 
-def test_a_fetch_gets_the_memory_that_is_queued_to_go_down() -> None:
-    """The request would take it for computing otherwise, and what it waits for would be lost too."""
-    config = TierConfig(host_slots=64, store=True, batch_pages=16, threshold_tokens=SIZE)
+def crowded() -> tuple[World, list[int]]:
+    """A prompt that the lower tiers have, of which another one, on its way down, has taken most of the memory."""
+    config = TierConfig(host_slots=64, store=True, batch_pages=4, threshold_tokens=SIZE)
     world = World(config, num_pages=25)
     first = prompt(1, 16)
     world.compute(first)
     world.drain()
-    world.compute(prompt(2, 16))  # evicts most of the first, and is queued: nothing of it goes down yet
+    world.tiers.computed(100, 1000 * MS)  # 10 ms a token
+    world.compute(prompt(2, 16))
     assert world.tiers.locks
-    assert world.want(first) is not None
-    world.drain()
-    assert world.compute(first) == len(first)
+    return world, first
+
+
+def test_a_fetch_waits_for_what_is_on_its_way_down() -> None:
+    """The request would take the memory for computing otherwise, and what goes down would come too late."""
+    world, first = crowded()
+    fetch = world.want(first)
+    assert fetch is not None
+    world.submit()
+    assert not any(isinstance(op, Promote) for _, op in world.under_way)
+    assert world.tiers.is_holding(fetch, world.now_ns)
     world.check()
+    world.drain()
+    world.check()
+    assert world.compute(first) == len(first)
+    stats = world.tiers.stats()
+    assert (stats.total_waits, stats.total_dropped_tokens, stats.misses.get("memory", 0)) == (1, 0, 0)
+    assert world.tiers.host.leading(PageKeys(SIZE).upto(prompt(2, 16), 16)) == 16
+
+
+def test_a_wait_for_room_ends() -> None:
+    """What is queued is put off then, and when that does not help the request computes."""
+    world, first = crowded()
+    fetch = world.want(first)
+    assert fetch is not None
+    world.submit()
+    until_ns = world.tiers.wake_ns(world.now_ns)
+    assert until_ns is not None
+    assert not world.tiers.is_holding(fetch, until_ns)
+    world.now_ns = until_ns
+    world.submit()  # a batch to the host and one to the store are under way, and hold the path of their run
+    assert not world.tiers.is_holding(fetch, world.now_ns)
+    assert world.tiers.totals.misses["memory"] == 1
+    assert not world.tiers.leases
+    world.drain()
+    world.check()
+    assert world.tiers.host.leading(PageKeys(SIZE).upto(prompt(2, 16), 16)) == 16, "it has gone down later"
+
+
+def test_running_requests_do_not_wait_for_those_that_wait_for_room() -> None:
+    world, first = crowded()
+    world.compute(first[: 4 * SIZE])
+    fetch = world.want(first)
+    assert fetch is not None
+    world.submit()
+    assert world.tiers.leases
+    world.leases.call_in()
+    assert not world.tiers.leases
+    assert not world.tiers.is_holding(fetch, world.now_ns)
+    world.check()
+
+
+def test_a_load_waits_for_room_and_its_request_for_the_load() -> None:
+    first = World(both(host_slots=0))
+    first.compute(prompt(1, 8))
+    first.drain()
+    world = World(both(host_slots=0, batch_pages=4), num_pages=17, store=first.store)
+    world.tiers.computed(100, 1000 * MS)
+    fetch = world.want(prompt(1, 8))
+    assert fetch is not None
+    world.submit()
+    world.compute(prompt(2, 10))
+    world.submit()  # four of its pages are on their way, the others in the queue
+    world.finish()  # the probe
+    world.finish(index=0)
+    assert world.tiers.is_holding(fetch, world.now_ns + 50 * MS)
+    world.drain()
+    world.check()
+    assert world.compute(prompt(1, 8)) == 8 * SIZE
+
+
+def test_what_is_put_off_goes_down_when_there_is_room() -> None:
+    world = World(both(host_slots=0, batch_pages=2), num_pages=17)
+    lease = world.leases.open(world.leases.cache.match([], "", 0))
+    assert world.leases.grow(lease, 4 * SIZE)
+    world.compute(prompt(1, 12))
+    world.submit()
+    world.leases.call_in()
+    world.drain()
+    assert len(world.store) == 2, "nobody locks pages while memory is short"
+    world.leases.close(lease, None)
+    world.drain()
+    assert len(world.store) == 12
+    assert not world.tiers.stats().total_dropped_tokens
+    world.leases.check([], idle=True)
+
+
+def test_what_is_put_off_and_evicted_counts_as_dropped() -> None:
+    world = World(both(host_slots=0, batch_pages=2), num_pages=17)
+    world.compute(prompt(1, 6))
+    world.submit()
+    world.leases.call_in()
+    world.finish()
+    world.leases.cache.evict(100)
+    world.drain()
+    assert len(world.store) == 2
+    assert world.tiers.stats().total_dropped_tokens == 4 * SIZE
+
+
+def test_a_server_that_has_just_begun_waits_for_its_first_load() -> None:
+    """Nothing is known of computing yet, and the first load connects to who has the pages."""
+    first = World(both(host_slots=0))
+    first.compute(prompt(1, 6))
+    first.drain()
+    world = World(SLOW, store=first.store)
+    fetch = world.want(prompt(1, 6))
+    assert fetch is not None
+    world.submit()
+    world.finish()
+    world.submit()
+    assert world.tiers.is_holding(fetch, 500 * MS)
 
 
 def test_a_store_that_has_failed_is_told_everything_again() -> None:

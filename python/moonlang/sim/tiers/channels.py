@@ -26,6 +26,7 @@ class Weather:
 
     host_ns: int = 100_000
     store_ns: int = 2_000_000
+    down: int = 1  # on the way down an op takes so many times as long
     jitter: float = 1.0  # an op takes up to so much longer, as a share
     hang: float = 0.0  # the store takes hang_ns, and fails then
     hang_ns: int = 3_000_000_000
@@ -80,6 +81,8 @@ class SimChannels:
         is_host = isinstance(op, Demote | Promote)
         usual_ns = weather.host_ns if is_host else weather.store_ns
         queue = self._host_ops if is_host else self._up_ops if isinstance(op, Probe | Load) else self._down_ops
+        if isinstance(op, Demote | Save):
+            usual_ns *= weather.down
         taken_ns = int(usual_ns * (1 + weather.jitter * rng.random()))
         fails = not is_host and rng.random() < weather.fail
         if not is_host and rng.random() < weather.hang:

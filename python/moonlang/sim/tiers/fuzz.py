@@ -26,10 +26,11 @@ from moonlang.sim.violation import Violation
 
 _NAME = "ledger"
 _SIZE = 2  # tokens per page
-_PAGES = 48
+_PAGES = (20, 48)
 _FULL_CHECK = 64  # operations
 _MOST_OPEN = 6  # leases
 _LONGEST = 12  # pages
+_MOST_LEFT = 500  # ops until everything has ended
 
 
 @dataclass(slots=True)
@@ -60,10 +61,15 @@ class Fuzz:
     plan: int = 0
     completed: int = 0
     now_ns: int = 0
+    longest_ns: int = field(init=False)  # between two operations
+    failures: float = field(init=False)  # the share of ops that do not end as a whole
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.leases = Leases(_PAGES, _SIZE, radix=True, eviction=self.rng.choice(("lru", "lfu")))
+        self.longest_ns = self.rng.choice((3_000_000, 30_000_000))
+        self.failures = self.rng.choice((0.02, 0.2))
+        pages, eviction = self.rng.choice(_PAGES), self.rng.choice(("lru", "lfu"))
+        self.leases = Leases(pages, _SIZE, radix=True, eviction=eviction)
         policy = self.rng.choice(("write_through", "write_through_selective", "write_back"))
         config = TierConfig(host_slots=24, store=True, threshold_tokens=_SIZE, batch_pages=4, write_policy=policy)
         self.tiers = Tiers(config, self.leases)
@@ -72,7 +78,7 @@ class Fuzz:
         """Violation or BugError at the first thing that is wrong."""
         kinds = (self.begin, self.compute, self.end, self.want, self.submit, self.finish, self.other)
         for step in range(operations):
-            self.now_ns += self.rng.randrange(3_000_000)
+            self.now_ns += self.rng.randrange(self.longest_ns)
             self.rng.choice(kinds)()
             pool = self.leases.pool
             if sum(map(pool.count, Owner)) != pool.capacity:
@@ -139,9 +145,10 @@ class Fuzz:
             return
         number, op = self.under_way.pop(self.rng.randrange(len(self.under_way)))
         size = len(op.pages) if not isinstance(op, Probe) else len(op.keys)  # type: ignore[union-attr]
-        good = size if self.rng.random() < 0.8 else self.rng.randrange(size + 1)
+        good = size if self.rng.random() >= self.failures else self.rng.randrange(size + 1)
         count = self._carry_out(op, good)
-        outcome = Outcome.OK if count or self.rng.random() < 0.5 else Outcome.FAILED
+        failed = not count and good < size and self.rng.random() < 0.5
+        outcome = Outcome.FAILED if failed else Outcome.OK
         self.tiers.completed(number, op, Completion(Ticket(number, _NAME), outcome, count), self.now_ns)
 
     def other(self) -> None:
@@ -168,7 +175,7 @@ class Fuzz:
         self.tiers.check()
         cache = self.leases.cache
         assert isinstance(cache, RadixCache)
-        for tokens, extra_key in cache.coldest(_PAGES):
+        for tokens, extra_key in cache.coldest(self.leases.pool.num_pages):
             pages = cache.pages(cache.match(tokens, extra_key, len(tokens)))
             if [self.device[page] for page in pages] != PageKeys(_SIZE, extra_key).upto(tokens, len(tokens) // _SIZE):
                 raise Violation(_NAME, "a page of the tree holds what is not its own")
@@ -179,16 +186,20 @@ class Fuzz:
         """Everything ends; every page comes back."""
         while self.running:
             self.end()
-        self.submit()
-        while self.under_way:
-            self.finish()
+        for _ in range(_MOST_LEFT):
             self.submit()
+            if not self.tiers.is_busy:
+                break
+            self.now_ns += 10_000_000  # who waits for room gives up in the end
+            self.finish()
+        else:
+            raise Violation(_NAME, "the tiers never come to rest")
         for pages in self.quarantined:
             self.leases.acquit(pages)
         self.leases.pool.complete(self.plan)
         self.check()
         self.leases.check([], idle=True)
-        self.leases.cache.evict(_PAGES)
+        self.leases.cache.evict(self.leases.pool.num_pages)
         if self.leases.pool.free != self.leases.pool.capacity:
             raise Violation(_NAME, "pages are lost")
 

@@ -107,6 +107,7 @@ def _weather(rng: random.Random) -> Weather:
     return Weather(
         host_ns=rng.choice((1_000, 100_000, 3 * NS_PER_MS)),
         store_ns=rng.choice((100_000, 2 * NS_PER_MS, 40 * NS_PER_MS)),
+        down=rng.choice((1, 1, 100)),
         jitter=rng.choice((0.0, 1.0, 10.0)),
         hang=0.05 * is_bad * rng.random(),
         fail=0.4 * is_bad * rng.random(),
