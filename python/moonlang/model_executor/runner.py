@@ -26,7 +26,7 @@ from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.slots import SlotTable
 from moonlang.model_loader import fingerprint
 from moonlang.models import registry as models
-from moonlang.moe.eplb import Balancer, Balancing, ExpertLayer
+from moonlang.moe.eplb import Balancer, Balancing, ExpertLayer, Totals
 from moonlang.moe.exchange.port import ExpertExchange
 from moonlang.moe.placement import Placement
 
@@ -48,7 +48,7 @@ class ModelRunner:
     schema: layout of a page; whole_schema: of the pages of all ranks put together; num_pages: size of the pool,
     `pool_reason` says why; max_slots: rows a plan may name; regions: the pools of all ranks as other engines see them
     (in rank 0; elsewhere its own); spare_bytes: memory that was free and that neither weights nor pool take;
-    computed_by: which kernels compute the model.
+    computed_by: which kernels compute the model; balanced: what has come of balancing its experts, None: nobody does.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class ModelRunner:
         self.expert_layers = loaded.expert_layers
         sharers = (expert_group or group) if exchange is not None else None
         self.balancer = _balancer(args, self.expert_layers, sharers)
+        self.balanced = self.balancer and self.balancer.totals
         weights = fingerprint(config, args.load_format)
         self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights, args.kv_cache_dtype)
         self.whole_schema = msgspec.structs.replace(
@@ -152,7 +153,7 @@ class ModelRunner:
         spec = models.spec_for(config, args.model_impl)
         loaded = networks.load(config, spec, args, self.device, None, exchange, expert_group)
         self.expert_layers = loaded.expert_layers
-        self.balancer = _balancer(args, self.expert_layers, expert_group)
+        self.balancer = _balancer(args, self.expert_layers, expert_group, self.balanced)
         self._runner.connect(loaded.connect(self._pool.own), in_rounds=expert_group is not None)
 
     def hold(self, placements: Sequence[Placement]) -> None:
@@ -168,8 +169,10 @@ class ModelRunner:
             self.run(StepPlan(-1, 0, (), (Row(0, -1, 1, 1, (), True),)))
 
 
-def _balancer(args: ServerArgs, layers: Sequence[ExpertLayer], sharers: Group | None) -> Balancer | None:
-    """sharers: the ranks among which experts are; None: one has them all."""
+def _balancer(
+    args: ServerArgs, layers: Sequence[ExpertLayer], sharers: Group | None, totals: Totals | None = None
+) -> Balancer | None:
+    """sharers: the ranks among which experts are; None: one has them all. totals: so far."""
     if not args.enable_eplb or sharers is None or not layers:
         return None
     settings = Balancing(
@@ -177,4 +180,4 @@ def _balancer(args: ServerArgs, layers: Sequence[ExpertLayer], sharers: Group | 
         chunk=args.eplb_rebalance_layers_per_chunk,
         threshold=args.eplb_min_rebalancing_utilization_threshold,
     )
-    return Balancer(layers, sharers, settings)
+    return Balancer(layers, sharers, settings, totals)
