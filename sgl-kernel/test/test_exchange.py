@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sgl_kernel import moe
-from sgl_kernel.exchange import CarriedMailboxes, Exchange, Mailboxes, SharedMailboxes
+from sgl_kernel.exchange import CarriedMailboxes, Exchange, Mailboxes, Placement, SharedMailboxes
 from sgl_kernel.ranks import RankLostError, SharedRanks
 from test_moe import EXPERTS, GATINGS, Layer
 from torch import Tensor
@@ -163,10 +163,10 @@ def test_rows_there_and_back(open_boxes: Any, placement: Any, dtype: torch.dtype
     names = {place: expert for expert, places in enumerate(copies) for place in places}
 
     def work(rank: int) -> list[Tensor]:
-        exchange = Exchange(make(rank), copies, held)
+        exchange, places = Exchange(make(rank)), Placement.of(copies, held)
         found = []
         for count in (tokens, 0, 1 + rank, tokens):
-            exchange.dispatch(x[rank, :count], chosen[rank, :count], 3)
+            exchange.dispatch(x[rank, :count], chosen[rank, :count], places)
             begin = exchange.arrived()
             rows = torch.empty(begin[-1], columns, dtype=dtype)
             exchange.rows(rows)
@@ -196,8 +196,8 @@ def test_rows_that_travel_as_int8(dtype: torch.dtype, tmp_path: Path) -> None:
         make = shared(tmp_path / str(size), size)
 
         def work(rank: int, make: Any = make, size: int = size) -> Tensor:
-            exchange = Exchange(make(rank), *even(size), payload="int8")
-            exchange.dispatch(x, chosen)
+            exchange = Exchange(make(rank), payload="int8")
+            exchange.dispatch(x, chosen, Placement.of(*even(size)))
             rows = torch.empty(exchange.arrived()[-1], 40, dtype=dtype)
             exchange.rows(rows)
             exchange.give_back(rows)
@@ -217,13 +217,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     copies, held = even(2)
     for wrong_copies, wrong_held in ((copies, [6]), (copies, [5, 6]), ([[], *copies[1:]], held)):
         with pytest.raises(ValueError, match=r"place|nowhere|ranks"):
-            Exchange(boxes, wrong_copies, wrong_held)
-    exchange = Exchange(boxes, copies, held)
+            Placement.of(wrong_copies, wrong_held)
+    exchange, places = Exchange(boxes), Placement.of(copies, held)
     most = exchange.most_tokens(64, 2)
     with pytest.raises(ValueError, match="more tokens"):
-        exchange.dispatch(torch.zeros(most + 1, 16), torch.zeros(most + 1, 2, dtype=torch.int32))
+        exchange.dispatch(torch.zeros(most + 1, 16), torch.zeros(most + 1, 2, dtype=torch.int32), places)
     with pytest.raises(ValueError, match="no such expert"):
-        exchange.dispatch(torch.zeros(1, 16), torch.full((1, 2), EXPERTS, dtype=torch.int32))
+        exchange.dispatch(torch.zeros(1, 16), torch.full((1, 2), EXPERTS, dtype=torch.int32), places)
+    with pytest.raises(ValueError, match="another number of ranks"):
+        exchange.dispatch(torch.zeros(1, 16), torch.zeros(1, 2, dtype=torch.int32), Placement.of(*even(3)))
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x" * 17, b"\x01" + bytes(7) + b"\x01" + bytes(7) + b"\xff" * 112])
@@ -231,8 +233,8 @@ def test_a_message_that_makes_no_sense(garbage: bytes) -> None:
     boxes = CarriedMailboxes(
         0, 2, box_bytes=BOX_BYTES, post=lambda letters: None, take=lambda sender: np.frombuffer(garbage, np.uint8)
     )
-    exchange = Exchange(boxes, *even(2))
-    exchange.dispatch(torch.zeros(1, 16), torch.zeros(1, 2, dtype=torch.int32))
+    exchange = Exchange(boxes)
+    exchange.dispatch(torch.zeros(1, 16), torch.zeros(1, 2, dtype=torch.int32), Placement.of(*even(2)))
     with pytest.raises(RuntimeError, match="message of rank 1"):
         exchange.arrived()
 
@@ -253,7 +255,8 @@ def test_a_layer_over_ranks(lanes: int, size: int, placement: Any, dtype: torch.
     def work(rank: int) -> list[Tensor]:
         ranks = SharedRanks(str(tmp_path / "r"), rank, size, part_bytes=1 << 16, patience_ms=LONG_MS, spin_us=0)
         mine = [names[rank, slot] for slot in range(held[rank])]
-        packed = layer.pack(mine, ranks=ranks, lanes=[Exchange(make(rank), copies, held) for make in makes])
+        exchanges = [Exchange(make(rank)) for make in makes]
+        packed = layer.pack(mine, ranks=ranks, lanes=exchanges, placement=Placement.of(copies, held))
         found = []
         for rows in (1, size, 37, 400):
             y = residual[:rows].clone()
@@ -282,8 +285,8 @@ def test_a_layer_over_ranks_with_tokens_of_their_own(lanes: int, tmp_path: Path)
     def work(rank: int) -> list[Tensor]:
         ranks = SharedRanks(str(tmp_path / "r"), rank, size, part_bytes=1 << 16, patience_ms=LONG_MS, spin_us=0)
         mine = [names[rank, slot] for slot in range(held[rank])]
-        exchanges = [Exchange(make(rank), copies, held) for make in makes]
-        packed = layer.pack(mine, ranks=ranks, lanes=exchanges, own_tokens=True)
+        exchanges, places = [Exchange(make(rank)) for make in makes], Placement.of(copies, held)
+        packed = layer.pack(mine, ranks=ranks, lanes=exchanges, placement=places, own_tokens=True)
         found = []
         for rows in counts:
             y = residual[rank, : rows[rank]].clone()
@@ -294,6 +297,40 @@ def test_a_layer_over_ranks_with_tokens_of_their_own(lanes: int, tmp_path: Path)
     for rank, found in enumerate(on_every_rank(size, work)):
         for y in found:
             assert torch.equal(y, layer.run(x[rank, : len(y)], residual[rank, : len(y)]))
+
+
+def test_a_layer_whose_experts_move(tmp_path: Path) -> None:
+    """The same bits before and after; and the choices of all ranks' tokens are counted."""
+    size, dtype, rows = 2, torch.bfloat16, 90
+    layer = Layer(64, 32, dtype, GATINGS[0], shared=True)
+    x = torch.randn(rows, 64).to(dtype)
+    make = shared(tmp_path, size)
+
+    def work(rank: int) -> tuple[list[Tensor], Tensor]:
+        ranks = SharedRanks(str(tmp_path / "r"), rank, size, part_bytes=1 << 16, patience_ms=LONG_MS, spin_us=0)
+        packed, found = None, []
+        for copies, held in (even(size), copied(size), even(size)):
+            names = {place: expert for expert, places in enumerate(copies) for place in places}
+            mine, places = [names[rank, slot] for slot in range(held[rank])], Placement.of(copies, held)
+            if packed is None:
+                packed = layer.pack(mine, ranks=ranks, lanes=[Exchange(make(rank))], placement=places)
+            else:
+                packed.hold(places, *layer.experts(mine))
+            moe.run_moe(packed, x, y := torch.empty_like(x))
+            found.append(y)
+        with pytest.raises(ValueError, match="one gate_up"):
+            packed.hold(places, *layer.experts(mine[1:]))
+        counts = torch.tensor(packed.take_counts())
+        assert packed.take_counts() == [0] * EXPERTS
+        return found, counts
+
+    results = on_every_rank(size, work)
+    for found, _ in results:
+        for y in found:
+            assert torch.equal(y, layer.run(x))
+    layer.packed.take_counts()
+    layer.run(x)
+    assert torch.equal(sum(counts for _, counts in results), 3 * torch.tensor(layer.packed.take_counts()))
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
@@ -316,8 +353,8 @@ def test_a_layer_over_pairs_of_ranks_with_tokens_of_their_own(lanes: int, tmp_pa
         replica = rank // pair
         ranks, peers = join("r", rank, size), join(f"p{replica}", rank % pair, pair)
         mine = [names[rank, slot] for slot in range(held[rank])]
-        exchanges = [Exchange(make(rank), copies, held) for make in makes]
-        packed = layer.pack(mine, ranks=ranks, lanes=exchanges, own_tokens=True, peers=peers)
+        exchanges, places = [Exchange(make(rank)) for make in makes], Placement.of(copies, held)
+        packed = layer.pack(mine, ranks=ranks, lanes=exchanges, placement=places, own_tokens=True, peers=peers)
         found = []
         for rows in counts:
             y = residual[replica, : rows[replica]].clone()

@@ -83,16 +83,21 @@ class Layer:
 
         self.packed = self.pack(range(EXPERTS))
 
+    def _pack(self, weight: Tensor, gated: bool = False) -> object:
+        return sgl_kernel.pack(weight, kind="f32" if self.dtype == torch.float32 else "bf16", gated=gated)
+
+    def experts(self, experts: Sequence[int]) -> tuple[list[object], list[object]]:
+        """gate_up and down of some of them."""
+        return [self._pack(self.gate_up[e], True) for e in experts], [self._pack(self.down[e]) for e in experts]
+
     def pack(self, experts: Sequence[int], **ranks: Any) -> Any:
         """The layer with some of the experts. ranks: arguments of `moe.moe`."""
-
-        def pack(weight: Tensor, gated: bool = False) -> object:
-            return sgl_kernel.pack(weight, kind="f32" if self.dtype == torch.float32 else "bf16", gated=gated)
-
+        gate_up, down = self.experts(experts)
+        pack = self._pack
         return moe.moe(
             router=pack(self.router),
-            gate_up=[pack(self.gate_up[e], True) for e in experts],
-            down=[pack(self.down[e]) for e in experts],
+            gate_up=gate_up,
+            down=down,
             gating=moe.gating(**self.gating),
             shared=[pack(self.always[0], True), pack(self.always[1])] if self.shared else (),
             shared_gate=pack(self.always_gate) if self.always_gate is not None else None,

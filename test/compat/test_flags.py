@@ -35,6 +35,8 @@ READ_BY_CONFIG = {
     "json_model_override_args",
     "sampling_backend",
     "disaggregation_decode_enable_offload_kvcache",
+    "ep_num_redundant_experts",
+    "eplb_algorithm",  # there is one
 }
 # Choices that SGLang does not have.
 OWN_CHOICES = {
@@ -233,13 +235,14 @@ ACCEPTED = [
     '--hicache-storage-backend-extra-config \'{"master_server_address": "127.0.0.1:50051", "protocol": "rdma"}\'',
     "--load-format dummy --tp 1 --dp 1 --enable-dp-attention --cuda-graph-max-bs 8 --disable-cuda-graph",
     "--model-path deepseek-ai/DeepSeek-V3 --moe-a2a-backend mooncake --mooncake-ib-device mlx5_0",
+    "--model-path M --tp 4 --moe-a2a-backend mooncake --enable-eplb --ep-num-redundant-experts 8 --eplb-algorithm auto",
     "--model-path M --tp 4 --ep 4 --moe-a2a-backend mooncake --enable-two-batch-overlap --moe-dense-tp-size 1",
     "--attention-backend torch_native --sampling-backend pytorch --grammar-backend xgrammar --device cpu",
 ]
 # Command line -> what the refusal names.
 REFUSED = {
     "--model-path M --disaggregation-mode prefill --enable-pdmux": "two servers",
-    "--model-path deepseek-ai/DeepSeek-V3 --tp-size 4 --enable-eplb": "nothing of the kind for experts",
+    "--model-path deepseek-ai/DeepSeek-V3 --tp-size 4 --enable-paged-experts": "nothing of the kind for experts",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from moonlang.base import clock
 from moonlang.base.errors import PeerError
+from moonlang.kernels.expert_weights import native
 from moonlang.moe.exchange.port import ExchangeSpec, ExpertExchange, weighted_sum
+from moonlang.moe.placement import Placement, even
 
 EXPERTS, PER_TOKEN, COLUMNS = 7, 3, 20
 
@@ -30,14 +33,24 @@ def tokens(seed: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     return x, experts, torch.rand(count, PER_TOKEN, generator=made)
 
 
-def through(exchange: ExpertExchange, x: Tensor, experts: Tensor, weights: Tensor, held: range) -> Tensor:
+def through(
+    exchange: ExpertExchange, x: Tensor, experts: Tensor, weights: Tensor, placement: Placement, rank: int
+) -> Tensor:
     """Expert e multiplies by e + 1."""
-    arrived = exchange.dispatch(x, experts)
+    arrived, held = exchange.dispatch(x, experts, placement), placement.slots[rank]
     assert len(arrived.counts) == len(held)
     assert sum(arrived.counts) == len(arrived.rows)
     parts = arrived.rows.split(arrived.counts)
     outputs = torch.cat([part * (expert + 1) for part, expert in zip(parts, held, strict=True)])
     return exchange.combine(outputs, weights)
+
+
+def scattered(ranks: int, turn: int) -> Placement:
+    """Experts in some order, with copies of some: another placement in every turn."""
+    chosen = random.Random(turn)
+    slots = [*range(EXPERTS), *(chosen.randrange(EXPERTS) for _ in range(turn % 5))]
+    chosen.shuffle(slots)
+    return Placement(tuple(tuple(slots[rank::ranks]) for rank in range(ranks)))
 
 
 def expected(x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
@@ -47,7 +60,7 @@ def expected(x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("backend", "size"), [(name, 2) for name in BACKENDS] + [("torch", 3), ("mooncake", 4)])
 def test_there_and_back(backend: str, size: int, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Also when a rank has no tokens, and in many rounds of different sizes."""
+    """Also when a rank has no tokens, and in many rounds of different sizes, wherever the experts are."""
     what = spec(dtype)
 
     def work(rank: int) -> None:
@@ -55,7 +68,7 @@ def test_there_and_back(backend: str, size: int, dtype: torch.dtype, tmp_path: P
         exchange = open_exchange(backend, what, place, group := join(place))
         for turn in range(12):
             mine = tokens(turn * size + rank, (turn * 5 + rank * 11) % 23, dtype)
-            got = through(exchange, *mine, what.held(size)[rank])
+            got = through(exchange, *mine, scattered(size, turn), rank)
             torch.testing.assert_close(got, expected(*mine))  # whether a sum is fused is the backend's affair
         group.barrier()
         exchange.close()
@@ -71,14 +84,14 @@ def test_native_lanes_carry_the_same(backend: str, tmp_path: Path) -> None:
     def work(rank: int) -> None:
         place = seat(tmp_path, rank, 2)
         exchange = open_exchange(backend, what, place, group := join(place))
-        (lane,) = exchange.native
+        (lane,), placement = exchange.native, even(EXPERTS, 2)
         for count in (1, 0, 9):
             x, experts, weights = tokens(rank, count, torch.bfloat16)
-            lane.dispatch(x, experts.int())
+            lane.dispatch(x, experts.int(), native(placement))
             begin = lane.arrived()
             rows = torch.empty(begin[-1], COLUMNS, dtype=torch.bfloat16)
             lane.rows(rows)
-            for i, expert in enumerate(what.held(2)[rank]):
+            for i, expert in enumerate(placement.slots[rank]):
                 rows[begin[i] : begin[i + 1]] *= expert + 1
             lane.give_back(rows)
             lane.combine(weights, y := torch.empty_like(x))
@@ -89,9 +102,9 @@ def test_native_lanes_carry_the_same(backend: str, tmp_path: Path) -> None:
     on_every_rank(2, work)
 
 
-def several(exchange: ExpertExchange, turns: int, held: range) -> None:
+def several(exchange: ExpertExchange, turns: int, rank: int) -> None:
     for turn in range(turns):
-        through(exchange, *tokens(turn, 5, torch.bfloat16), held)
+        through(exchange, *tokens(turn, 5, torch.bfloat16), even(EXPERTS, 2), rank)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -108,7 +121,7 @@ def test_a_rank_that_ends_is_an_error_for_the_others(backend: str, tmp_path: Pat
             return 0.0
         begin_ns = clock.monotonic_ns()
         with pytest.raises(PeerError):
-            several(exchange, 3, what.held(2)[rank])
+            several(exchange, 3, rank)
         exchange.close()
         return (clock.monotonic_ns() - begin_ns) / clock.NS_PER_S
 

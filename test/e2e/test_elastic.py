@@ -17,10 +17,8 @@ from tiny_folder import write_tiny_folder
 from moonlang.base import clock
 from moonlang.models.registry import specs
 
-FLAGS = (
-    *("--tp-size", "4", "--moe-a2a-backend", "mooncake", "--elastic-ep-backend", "mooncake", "--dtype", "bfloat16"),
-    *("--max-total-tokens", "8000", "--random-seed", "1", "--grammar-backend", "none"),
-)
+PLAIN = (*("--dtype", "bfloat16", "--max-total-tokens", "8000"), *("--random-seed", "1", "--grammar-backend", "none"))
+FLAGS = ("--tp-size", "4", "--moe-a2a-backend", "mooncake", "--elastic-ep-backend", "mooncake", *PLAIN)
 STREAMS, TOKENS = 6, 160
 
 
@@ -59,18 +57,10 @@ def streams(server: LiveServer) -> list[Stream]:
 
 def ended(all_of_them: list[Stream]) -> list[list[int]]:
     for stream in all_of_them:
-        stream.join(60)
+        stream.join(150)
         assert not stream.is_alive()
         assert stream.finish == {"type": "length", "length": TOKENS}
     return [stream.tokens for stream in all_of_them]
-
-
-def process_of(server: LiveServer, role: str) -> int:
-    """The id of one of the server's processes: each is started with the file of its job."""
-    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    pids = [int(pid) for file in children for pid in file.read_text().split()]
-    jobs = {Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")[-1]: pid for pid in pids}
-    return next(pid for job, pid in jobs.items() if Path(job).stem == role)
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +75,45 @@ def test_ranks_of_one_model_killed_one_after_another(folder: Path, tmp_path: Pat
         undisturbed = ended(streams(server))
         running = streams(server)
         server.until(lambda: all(len(stream.tokens) > TOKENS // 4 for stream in running))
-        os.kill(process_of(server, "worker-1"), signal.SIGKILL)
+        os.kill(server.roles()["worker-1"], signal.SIGKILL)
         assert ended(running) == undisturbed
         server.until(lambda: server.log.count("2 of 4 ranks compute on") == 1)
         assert "worker-3] This rank is not needed" in server.log
 
-        os.kill(process_of(server, "worker-2"), signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
+        os.kill(server.roles()["worker-2"], signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
         server.until(lambda: server.log.count("2 of 4 ranks compute on") == 2)
         assert ended(streams(server)) == undisturbed
 
-        os.kill(process_of(server, "worker-3"), signal.SIGKILL)
+        os.kill(server.roles()["worker-3"], signal.SIGKILL)
         server.until(lambda: "1 of 4 ranks compute on" in server.log)
         assert ended(streams(server)) == undisturbed
         server.wait_idle()
+
+
+def test_a_copy_that_shares_nothing_killed(folder: Path, tmp_path: Path) -> None:
+    flags = ("--dp-size", "2", "--elastic-ep-backend", "mooncake", "--tokenizer-worker-num", "2", *PLAIN)
+    with LiveServer(tmp_path, "--model-path", str(folder), *flags) as server:
+        undisturbed = ended(streams(server))
+        running = streams(server)
+        server.until(lambda: all(len(stream.tokens) > TOKENS // 4 for stream in running))
+        os.kill(server.roles()["scheduler-1"], signal.SIGKILL)
+        assert ended(running) == undisturbed
+        assert ended(streams(server)) == undisturbed
+
+
+SHARING = ("--tp-size", "4", "--dp-size", "4", "--enable-dp-attention", "--moe-a2a-backend", "mooncake")
+
+
+def test_copies_that_share_experts_killed_one_after_another(folder: Path, tmp_path: Path) -> None:
+    flags = (*SHARING, "--elastic-ep-backend", "mooncake", "--enable-metrics", *PLAIN)
+    with LiveServer(tmp_path, "--model-path", str(folder), *flags) as server:
+        undisturbed = ended(streams(server))
+        running = streams(server)
+        server.until(lambda: all(len(stream.tokens) > TOKENS // 4 for stream in running))
+        os.kill(server.roles()["scheduler-2"], signal.SIGKILL)
+        assert ended(running) == undisturbed
+        server.until(lambda: server.log.count("] 3 replicas go on") == 3)
+
+        os.kill(server.roles()["scheduler"], signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
+        server.until(lambda: server.log.count("] 2 replicas go on") == 2)
+        assert ended(streams(server)) == undisturbed

@@ -5,40 +5,92 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import write_checkpoint
-from rank_runners import answers, runner
+from packers import write_mxfp4
+from plan_driver import Job, PlanDriver
+from rank_runners import GREEDY, NEW, answers, runner
 from rank_threads import on_every_rank
+from torch import nn
 
 from moonlang.config.host import cpu_kernels
 from moonlang.models.registry import specs
 
-CASES = [
-    ("mixtral", "bfloat16", 2, "mooncake", False),
-    ("mixtral", "float32", 4, "mooncake", True),  # one expert each, and halves that overlap
-    ("qwen3_moe", "bfloat16", 2, "mooncake_tcp", False),
-    ("qwen3_moe", "bfloat16", 4, "torch", False),
-    ("qwen2_moe", "bfloat16", 2, "mooncake", True),  # an expert that every token visits
-    ("deepseek_v3", "bfloat16", 2, "mooncake", False),  # a bias in the choice
-    ("deepseek_v3", "bfloat16", 4, "torch", False),
-    ("gpt_oss", "bfloat16", 2, "mooncake", True),  # experts with biases
-]
+COUNTS = {"num_experts", "num_local_experts", "n_routed_experts"}
+MODELS = [name for name, spec in specs().items() if COUNTS & {*spec.tiny()}]
+WAYS = [("none", False), *((backend, overlap) for backend in ("torch", "mooncake") for overlap in (False, True))]
+STEPS = ((1, 17, 130), 128)  # prompts and the longest chunk: so many tokens in a step are cut in halves by 4 ranks too
+KERNELS = pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
 
 
-@pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
-@pytest.mark.parametrize(("name", "dtype", "size", "backend", "overlap"), CASES, ids=str)
-def test_the_same_bits(name: str, dtype: str, size: int, backend: str, overlap: bool, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, specs()[name].tiny())
-    alone = answers(runner(tmp_path, dtype, 0, 1))
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[object]]:
+    """A checkpoint, and the answers of one rank."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_checkpoint(folder, specs()[request.param].tiny())
+    return folder, answers(runner(folder, "bfloat16", 0, 1), *STEPS)
+
+
+@KERNELS
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("backend", "overlap"), WAYS)
+def test_the_same_bits(model: tuple[Path, list[object]], size: int, backend: str, overlap: bool) -> None:
+    """Every model with experts, every way for its tokens. overlap: halves of a batch travel while others compute."""
+    folder, alone = model
 
     def work(rank: int) -> list[object]:
-        mine = runner(tmp_path, dtype, rank, size, exchange=backend, overlap=overlap)
+        mine = runner(folder, "bfloat16", rank, size, exchange=backend, overlap=overlap)
         assert mine.computed_by.startswith("CPU kernels")
-        return answers(mine)
+        return answers(mine, *STEPS)
 
     assert on_every_rank(size, work)[0] == alone
 
 
-@pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
+@KERNELS
+def test_the_same_bits_between_hosts(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, specs()["qwen3_moe"].tiny())
+    alone = answers(runner(tmp_path, "float32", 0, 1))
+    found = on_every_rank(2, lambda rank: answers(runner(tmp_path, "float32", rank, 2, exchange="mooncake_tcp")))
+    assert found[0] == alone
+
+
+@KERNELS
+def test_experts_in_four_bits(tmp_path: Path) -> None:
+    """gpt-oss as it is published."""
+    write_mxfp4(tmp_path, specs()["gpt_oss"].tiny())
+    alone = answers(runner(tmp_path, "bfloat16", 0, 1))
+    for size in (2, 4):
+        found = on_every_rank(
+            size, lambda rank, size=size: answers(runner(tmp_path, "bfloat16", rank, size, exchange="mooncake"))
+        )
+        assert found[0] == alone
+
+
+@KERNELS
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
+def test_the_tokens_of_transformers(name: str, tmp_path: Path) -> None:
+    reference = write_checkpoint(tmp_path, specs()[name].tiny())
+    prompts = [list(range(3, 3 + length)) for length in (5, 70)]
+
+    def work(rank: int) -> list[list[int]]:
+        driver = PlanDriver(runner(tmp_path, "float32", rank, 4, exchange="mooncake", overlap=True), chunk=48)
+        jobs = [driver.add(Job(list(prompt), GREEDY, NEW)) for prompt in prompts]
+        driver.run()
+        return [job.tokens for job in jobs]
+
+    assert on_every_rank(4, work)[0] == [_continued(reference, prompt) for prompt in prompts]
+
+
+def _continued(reference: nn.Module, prompt: list[int]) -> list[int]:
+    """With the most probable tokens, one whole forward for each."""
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(NEW):
+            ids.append(int(reference(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids
+
+
+@KERNELS
 def test_dense_layers_whole_in_every_rank(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, specs()["qwen3_moe"].tiny())
     alone = answers(runner(tmp_path, "bfloat16", 0, 1))
@@ -49,7 +101,7 @@ def test_dense_layers_whole_in_every_rank(tmp_path: Path) -> None:
     assert on_every_rank(2, work)[0] == alone
 
 
-@pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
+@KERNELS
 def test_int8_on_the_way(tmp_path: Path) -> None:
     """Other bits than without, but the same for every number of ranks."""
     write_checkpoint(tmp_path, specs()["mixtral"].tiny())
@@ -66,10 +118,10 @@ def test_int8_on_the_way(tmp_path: Path) -> None:
     assert two != alone
 
 
-@pytest.mark.parametrize("backend", ["torch", "mooncake"])
-def test_the_torch_path(backend: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "backend"), [("mixtral", "torch"), ("mixtral", "mooncake"), ("gpt_oss", "mooncake")])
+def test_the_torch_path(name: str, backend: str, tmp_path: Path) -> None:
     """The same as all ranks with all tokens; against one rank the tokens stay."""
-    write_checkpoint(tmp_path, specs()["mixtral"].tiny())
+    write_checkpoint(tmp_path, specs()[name].tiny())
     alone = answers(runner(tmp_path, "float32", 0, 1, "torch_native"))
     found = on_every_rank(
         2, lambda rank: answers(runner(tmp_path, "float32", rank, 2, "torch_native", exchange=backend))

@@ -15,7 +15,6 @@ def is_elastic(args: ServerArgs) -> bool:
 def check(args: ServerArgs) -> None:
     """ConfigError when flags for experts do not go with others."""
     others = {
-        "--dp-size": args.dp_size > 1,
         "--pp-size": args.pp_size > 1,
         "--nnodes": args.nnodes > 1,
         "--disaggregation-mode": args.disaggregation_mode != "null",
@@ -26,11 +25,25 @@ def check(args: ServerArgs) -> None:
         raise ConfigError(
             f"--elastic-ep-backend does not go with {given} in this version.", hint="Leave out one of the two."
         )
+    given = ", ".join(name for name, used in _placing(args).items() if used)
+    if args.moe_a2a_backend == "none" and given:
+        raise ConfigError(
+            f"{given} needs tokens that travel to their experts.",
+            hint="Add --moe-a2a-backend mooncake (or torch), and --tp-size or --enable-dp-attention.",
+        )
     if args.deepep_dispatcher_output_dtype == "int8" and args.moe_a2a_backend != "mooncake":
         raise ConfigError(
             f"--deepep-dispatcher-output-dtype int8 does nothing with --moe-a2a-backend {args.moe_a2a_backend}.",
             hint="Add --moe-a2a-backend mooncake.",
         )
+
+
+def _placing(args: ServerArgs) -> dict[str, bool]:
+    """Flags about where experts are, and whether they are given."""
+    return {
+        "--ep-num-redundant-experts": args.ep_num_redundant_experts > 0,
+        "--enable-eplb": args.enable_eplb,
+    }
 
 
 def ep_size(args: ServerArgs, model: ModelConfig) -> tuple[int, str]:

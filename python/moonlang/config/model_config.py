@@ -75,6 +75,7 @@ class ModelConfig:
     quantization: Quantization | None = None  # None: weights are floats
     shard: Shard = WHOLE  # what this process holds of it; the numbers above count the whole
     experts_apart: Shard | None = None  # the same for its experts, when they are spread over more ranks than the rest
+    redundant_experts: int = 0  # further copies of experts, over all ranks
     stage: Stage = ALONE  # and of its layers
     dense_whole: bool = False  # every rank has the dense layers of a mixture of experts whole
     latent: bool = False  # pages keep a latent per token for all heads: num_kv_heads is 1, head_dim the latent's size
@@ -104,6 +105,11 @@ class ModelConfig:
     def expert_shard(self) -> Shard:
         """What this process holds of the experts of a layer."""
         return self.experts_apart or self.shard
+
+    @property
+    def copied_experts(self) -> int:
+        """Further copies of experts of a layer: none where one process holds all of them."""
+        return self.redundant_experts if self.expert_shard.size > 1 else 0
 
     @property
     def dense_shard(self) -> Shard:
@@ -138,6 +144,7 @@ def load_model_config(path: str, args: ServerArgs) -> ModelConfig:
         generation=generation,
         quantization=quantization,
         latent=latent,
+        redundant_experts=args.ep_num_redundant_experts,
         dense_whole=args.moe_dense_tp_size == 1,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moonlang.base.errors import ConfigError
+from moonlang.config.experts import is_elastic
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 
@@ -61,10 +62,11 @@ def _check_attention(args: ServerArgs, model: ModelConfig) -> None:
             f"The {args.tp_size} ranks of --tp-size cannot share the {experts} experts of {names}.",
             hint="Choose a smaller --tp-size.",
         )
-    if args.elastic_ep_backend is not None:
+    if is_elastic(args) and args.tp_size != args.dp_size:
         raise ConfigError(
-            "--enable-dp-attention does not go with --elastic-ep-backend in this version.",
-            hint="Leave one of them out.",
+            f"--elastic-ep-backend takes copies of one rank each, not --tp-size {args.tp_size} for "
+            f"--dp-size {args.dp_size}.",
+            hint="Give both the same number, or leave out --elastic-ep-backend.",
         )
     if args.attn_dp_size not in (1, args.dp_size):
         raise ConfigError(

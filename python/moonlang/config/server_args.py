@@ -29,6 +29,7 @@ PD_BACKENDS = ("mooncake", "mooncake_tcp", "local", "fake")
 LOAD_BALANCE_METHODS = ("auto", "round_robin", "follow_bootstrap_room", "total_requests", "total_tokens")
 MESSAGING_BACKENDS = ("auto", "mooncake", "zmq", "inproc")
 A2A_BACKENDS = ("none", "torch", "mooncake")
+EPLB_ALGORITHMS = ("auto", "greedy")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -165,6 +166,20 @@ class ServerArgs:
     deepep_dispatcher_output_dtype: Annotated[
         str, Flag("Form in which tokens travel to their experts; int8: half the bytes, other bits", ("auto", "int8"))
     ] = "auto"
+    ep_num_redundant_experts: Annotated[
+        int, Flag("Slots for further copies of experts, over all ranks; copies share an expert's tokens", low=0)
+    ] = 0
+    enable_eplb: Annotated[bool, Flag("Place experts anew while serving, by how often they are chosen")] = False
+    eplb_algorithm: Annotated[str, Flag("How experts are balanced; greedy is the one there is", EPLB_ALGORITHMS)] = (
+        "auto"
+    )
+    eplb_rebalance_num_iterations: Annotated[int, Flag("Steps between two looks at the load of experts", low=1)] = 1000
+    eplb_rebalance_layers_per_chunk: Annotated[
+        int | None, Flag("Layers whose experts move at a time; all when left out", low=1)
+    ] = None
+    eplb_min_rebalancing_utilization_threshold: Annotated[
+        float, Flag("Ranks whose mean load is more than this part of the highest are left as they are", low=0)
+    ] = 1.0
     moe_dense_tp_size: Annotated[int | None, Flag("1: each rank has the dense layers whole", low=1, high=1)] = None
     elastic_ep_backend: Annotated[
         str | None, Flag("mooncake: a lost rank does not end the server", ("none", "mooncake"))
@@ -197,11 +212,7 @@ class ServerArgs:
     gpu_id_step: Annotated[int, Flag("Step from one GPU to the next", low=1)] = 1
     # - mixture of experts
     moe_runner_backend: Annotated[str, Flag("Kernels of the experts")] = "auto"
-    ep_num_redundant_experts: Annotated[int, Flag("Spare copies of experts", low=0)] = 0
     ep_dispatch_algorithm: Annotated[str | None, Flag("Which copy of an expert serves a token")] = None
-    enable_eplb: Annotated[bool, Flag("Balance experts while serving")] = False
-    eplb_algorithm: Annotated[str, Flag("How experts are balanced")] = "auto"
-    eplb_rebalance_num_iterations: Annotated[int, Flag("Steps between two rounds of balancing", low=1)] = 1000
     # - LoRA and speculative decoding
     enable_lora: Annotated[bool | None, Flag("LoRA adapters")] = None
     lora_paths: Annotated[tuple[str, ...] | None, Flag("Adapters at start: path, name=path or JSON")] = None

@@ -25,7 +25,8 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Generate(_Message, frozen=True):
     """One sequence to generate. `stream`: deltas are wanted; otherwise only the final text is sent to the client.
     peer: in a prefill or decode instance, where its other half is. dp_rank: the replica that is to serve it, or serves
-    it; None: any, or there is one."""
+    it; None: any, or there is one. again: how many replicas have been lost that served it before; said: what they said
+    of its output, as far as the client has heard it, to go on from there."""
 
     rid: str
     input_ids: list[int]
@@ -37,6 +38,8 @@ class Generate(_Message, frozen=True):
     timeout_ms: int = 0  # 0: none
     peer: PeerSpec | None = None
     dp_rank: int | None = None
+    again: int = 0
+    said: tuple[int, ...] = ()
 
 
 class Abort(_Message, frozen=True):
@@ -58,7 +61,7 @@ class StopHit(_Message, frozen=True):
 
 
 Verb = Literal["ping", "flush_cache", "state", "loads", "tree", "store", "attach_store", "detach_store", "clear_store"]
-FrontVerb = Literal["open", "metrics", "drain", "fail"]  # what fronts ask of each other
+FrontVerb = Literal["open", "metrics", "drain", "fail", "lose"]  # what fronts ask of each other
 
 
 class Control(_Message, frozen=True):
@@ -97,7 +100,7 @@ class StreamHead(msgspec.Struct, frozen=True, array_like=True):
     """What detokenizer and API server must know of a request once. queue_ns: time spent waiting to be admitted.
     host_tokens, storage_tokens: of cached_tokens, what the lower tiers brought; tier_miss: why the store brought
     nothing, "" when it did or there is none. dp_rank: the replica that serves it; None when there is one.
-    handover: at a decode instance, how the prompt's pages came.
+    handover: at a decode instance, how the prompt's pages came. again, said: see Generate; of `said` the number.
     """
 
     prompt_tokens: int
@@ -110,6 +113,8 @@ class StreamHead(msgspec.Struct, frozen=True, array_like=True):
     tier_miss: str = ""
     dp_rank: int | None = None
     handover: Handover | None = None
+    again: int = 0
+    said: int = 0
 
 
 class TokenBatch(_Message, frozen=True):

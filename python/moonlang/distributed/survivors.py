@@ -49,7 +49,7 @@ class Survivors:
     """
 
     def __init__(self, seat: Seat, group: Group, choose: Choose = everyone) -> None:
-        """All ranks make theirs at the same time. choose: who of those that are left go on. PeerError: one has ended."""
+        """All ranks make theirs at the same time. choose: who of those left go on. PeerError: one has ended."""
         self.seat: Seat | None = seat
         self.members: Ranks = tuple(range(seat.size))
         self._first = seat
@@ -93,7 +93,7 @@ class Survivors:
     def agree(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Wait until all that are left see the same ones left, and take one's place; False when told to `stop`.
 
-        All of them call this, after having given up what they had in common. One that lives but does not come is killed.
+        All of them call this, when they have given up what they had in common. One that does not come is killed.
         """
         grace_ns = int(min(self._first.patience_s, _GRACE_S) * NS_PER_S)
         while not stop():
@@ -143,7 +143,7 @@ class Survivors:
         return files
 
     def _signature(self, name: str, rank: int) -> Path:
-        return Path(f"{self._first.plans}-{name}-{rank}")
+        return Path(self._first.plans).with_name(f"{Path(self._first.meeting).name}-{name}-{rank}")
 
     def _withdraw(self) -> None:
         """Others may have read the signature, and wait for this rank where it does not come: let them hear so."""
@@ -162,14 +162,16 @@ class Survivors:
     def _seat(self, left: Ranks, members: Ranks) -> Seat | None:
         if self._first.rank not in members:
             return None
-        name = self._name(left)
+        name, first = self._name(left), self._first
         return msgspec.structs.replace(
-            self._first,
-            rank=members.index(self._first.rank),
+            first,
+            rank=members.index(first.rank),
             size=len(members),
-            local_size=len(members),
-            meeting=f"{self._first.meeting}-{name}",
-            plans=f"{self._first.plans}-{name}",
+            replicas=len(members) // first.replica_size if first.replicas > 1 else 1,
+            local_size=first.local_size - first.size + len(members),
+            meeting=f"{first.meeting}-{name}",
+            plans=f"{first.plans}-{name}",
+            bells=f"{first.bells}-{name}",
         )
 
     def _kill(self, ranks: Sequence[int]) -> None:

@@ -135,7 +135,8 @@ class AdminRoutes:
         except RequestError as error:  # without them counters would run backwards
             return json_response(errors.native(error), error.status)
         try:
-            found = await loads.report(self._client)
+            told = await loads.report(self._client)
+            found = [told.get(replica, {}) for replica in range(self._client.replicas)]
         except RequestError:
             found = []
         return Response(metrics.render(found, elsewhere), media_type=CONTENT_TYPE)

@@ -17,6 +17,7 @@ import msgspec
 
 from moonlang.base import clock, log
 from moonlang.base.errors import PeerError, RequestError
+from moonlang.config.experts import is_elastic
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.messages import Abort, Control, FrontVerb, Generate, Reply, TextBatch, TextDelta, Verb
@@ -83,7 +84,9 @@ class EngineClient:
         self.command = sys.argv  # what the user has typed
         self.on_call: OnCall | None = None
         self._live: dict[str, Live] = {}
-        self._replies: dict[int, asyncio.Future[Reply]] = {}
+        self._replies: dict[int, tuple[str, asyncio.Future[Reply]]] = {}  # by number, with who is asked
+        self.lost: list[str] = []  # roles that the server goes on without
+        self._spares = is_elastic(args) and len(self._schedulers) > 1
         self._next_control = 0
         self._random = random.Random(f"{args.random_seed}/{front}" if front else args.random_seed)
         self._longest_token = 0 if tokenizer is None else _longest_token(tokenizer)
@@ -112,6 +115,11 @@ class EngineClient:
         """Copies of the model, each with a scheduler of its own."""
         return self._dispatch.size
 
+    @property
+    def living(self) -> tuple[int, ...]:
+        """The replicas that are not lost."""
+        return self._dispatch.living
+
     def is_busy(self, replica: int) -> bool:
         """Whether a replica has something to say."""
         return self._dispatch.shares[replica].requests > 0
@@ -139,9 +147,48 @@ class EngineClient:
             if sequence.stream is not None:
                 sequence.stream.put(sequence.index, TextDelta(rid=rid, text="", tokens=(), finish=gone))
         replies, self._replies = self._replies, {}
-        for reply in replies.values():
+        for _, reply in replies.values():
             if not reply.done():
                 reply.set_exception(RequestError(why, status=503))
+
+    def lose(self, role: str) -> None:
+        """A role is lost, and the server goes on without it: what a replica had to do, others do from now on."""
+        self.lost.append(role)
+        if self.metrics is not None:
+            self.metrics.lost_ranks = len(self.lost)
+        if role not in self._schedulers:
+            return
+        replica = self._schedulers.index(role)
+        self._dispatch.lose(replica)
+        for asked, reply in self._replies.values():
+            if asked == role and not reply.done():
+                reply.set_exception(RequestError(f"The {role} is lost.", status=503))
+        heard = self._awaited.pop(replica, None)
+        if heard is not None:
+            heard.set_result(None)
+        for rid, live in list(self._live.items()):
+            if live.replica == replica:
+                self._hand_on(rid, live)
+
+    def _hand_on(self, rid: str, live: Live) -> None:
+        """Have another replica go on with a sequence; one whose client is gone ends here."""
+        if live.stream is None or live.message is None or live.said is None:
+            del self._live[rid]
+            return
+        left_ms = live.message.timeout_ms - (clock.monotonic_ns() - live.start_ns) // clock.NS_PER_MS
+        live.message = msgspec.structs.replace(
+            live.message,
+            dp_rank=None,
+            again=live.message.again + 1,
+            said=tuple(live.said),
+            timeout_ms=max(1, left_ms) if live.message.timeout_ms else 0,
+        )
+        try:
+            live.replica = self._send(live.message, rid, len(live.said))
+        except RequestError as error:
+            del self._live[rid]
+            gone = Finish(kind="abort", message=error.message, status=error.status)
+            live.stream.put(live.index, TextDelta(rid=rid, text="", tokens=(), finish=gone))
 
     def fresh_seed(self) -> int:
         """A seed for a request that names none; repeatable under --random-seed."""
@@ -199,7 +246,9 @@ class EngineClient:
                 stream.close()
                 raise
             watch = self._watch if observed else None
-            self._live[rids[index]] = Live(stream, index, message, watch is not None, now_ns, replica)
+            live = self._live[rids[index]] = Live(stream, index, message, watch is not None, now_ns, replica)
+            if self._spares:
+                live.message, live.said = message, []
             if watch is not None:
                 watch.started(message)
         return stream
@@ -216,17 +265,27 @@ class EngineClient:
         """The id of a request of ours within the engine."""
         return topology.owned(rid, self._front) if self.other_fronts else rid
 
-    def _send(self, message: Generate, rid: str) -> int:
-        """Hand a sequence to a replica, and return which. RequestError when that cannot be done."""
-        replica = self._dispatch.choose(message)
-        if self.replicas > 1 or rid != message.rid:
-            message = msgspec.structs.replace(message, rid=rid, dp_rank=replica if self.replicas > 1 else None)
-        try:
-            self._endpoint.send(self._schedulers[replica], message)
-        except PeerError as error:
-            raise RequestError(f"The scheduler does not take requests: {error.message}", status=503) from error
-        self._dispatch.began(replica, len(message.input_ids))
+    def _send(self, message: Generate, rid: str, said: int = 0) -> int:
+        """Hand a sequence to a replica, and return which. said: of its tokens. RequestError: that cannot be done."""
+        tries = len(self._dispatch.living) if self._spares else 1  # one may be lost, although nobody has said so yet
+        while True:
+            tries -= 1
+            replica = self._dispatch.choose(message)
+            try:
+                self._endpoint.send(self._schedulers[replica], self._addressed(message, rid, replica))
+                break
+            except PeerError as error:
+                if tries <= 0:
+                    text = f"The scheduler does not take requests: {error.message}"
+                    raise RequestError(text, status=503) from error
+        self._dispatch.began(replica, len(message.input_ids) + said)
         return replica
+
+    def _addressed(self, message: Generate, rid: str, replica: int) -> Generate:
+        """As the engine gets it."""
+        if self.replicas == 1 and rid == message.rid:
+            return message
+        return msgspec.structs.replace(message, rid=rid, dp_rank=replica if self.replicas > 1 else None)
 
     def _forsake(self, stream: Stream) -> None:
         """The consumer of `stream` is gone: abort its sequences. Their rids stay taken until the engine has let go."""
@@ -239,21 +298,29 @@ class EngineClient:
     def abort(self, rid: str, every: bool = False, message: str = "") -> None:
         """Abort every request whose id starts with `rid`, or every request. Their streams end with an abort finish."""
         text = message or "Aborted by an abort request."
-        for scheduler in self._schedulers:
-            self._send_abort(Abort(rid=rid, abort_all=every, message=text), scheduler)
+        for replica in self._dispatch.living:
+            self._send_abort(Abort(rid=rid, abort_all=every, message=text), self._schedulers[replica])
 
     async def control(self, verb: Verb, args: dict[str, Any] | None = None, timeout_s: float = 10) -> Reply:
         """One management call to all replicas: the reply of the first that refuses it, or else of the first.
 
         RequestError 503 or 504 when one does not answer.
         """
-        replies = await self.controls(verb, args, timeout_s)
+        replies = list((await self.controls(verb, args, timeout_s)).values())
         return next((reply for reply in replies if not reply.ok), replies[0])
 
-    async def controls(self, verb: Verb, args: dict[str, Any] | None = None, timeout_s: float = 10) -> list[Reply]:
-        """The same, with the replies of all replicas in their order."""
-        calls = (self.ask(scheduler, verb, args, timeout_s) for scheduler in self._schedulers)
-        return await asyncio.gather(*calls)
+    async def controls(self, verb: Verb, args: dict[str, Any] | None = None, timeout_s: float = 10) -> dict[int, Reply]:
+        """The same, with the replies of all replicas that live, in their order."""
+        asked = self._dispatch.living
+        calls = (self.ask(self._schedulers[replica], verb, args, timeout_s) for replica in asked)
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        found: dict[int, Reply] = {}
+        for replica, reply in zip(asked, replies, strict=True):
+            if isinstance(reply, Reply):
+                found[replica] = reply
+            elif replica in self._dispatch.living:
+                raise reply
+        return found
 
     async def control_one(self, replica: int, verb: Verb, args: dict[str, Any], timeout_s: float = 10) -> Reply:
         """One management call to one replica."""
@@ -268,7 +335,7 @@ class EngineClient:
         self._next_control += 1
         number = self._next_control
         reply: asyncio.Future[Reply] = self.loop.create_future()
-        self._replies[number] = reply
+        self._replies[number] = role, reply
         try:
             self._endpoint.send(role, Control(id=number, verb=verb, args=args or {}))
             return await asyncio.wait_for(reply, timeout_s)
@@ -279,11 +346,11 @@ class EngineClient:
         finally:
             self._replies.pop(number, None)
 
-    def warn_fronts(self, why: str) -> None:
-        """Tell the other fronts that the engine is gone."""
+    def tell_fronts(self, verb: FrontVerb, args: dict[str, Any]) -> None:
+        """Tell the other fronts what has become of the engine."""
         for role in self.other_fronts:
             try:
-                self._endpoint.send(role, Control(id=0, verb="fail", args={"why": why}))
+                self._endpoint.send(role, Control(id=0, verb=verb, args=args))
             except PeerError as error:  # it may be the one that is gone
                 _log.warning("%s was not told: %s", role, error.message)
 
@@ -343,7 +410,7 @@ class EngineClient:
                 if isinstance(body, TextBatch):
                     self._deliver(body)
                 elif isinstance(body, Reply):
-                    reply = self._replies.get(body.id)
+                    _, reply = self._replies.get(body.id, ("", None))
                     if reply is not None and not reply.done():
                         reply.set_result(body)
                 elif isinstance(body, Control):
@@ -353,6 +420,8 @@ class EngineClient:
         """Another front asks something."""
         if call.verb == "metrics":
             self.reply(source, call, self.metrics.numbers() if self.metrics is not None else {})
+        elif call.verb == "lose":
+            self.lose(str(call.args["role"]))
         elif self.on_call is not None:
             self.on_call(source, call)
 
@@ -370,9 +439,13 @@ class EngineClient:
             if delta.tokens:
                 live.size += len(delta.tokens)
                 dispatch.grew(live.replica, len(delta.tokens))
+                if live.said is not None:
+                    live.said += delta.tokens
             if delta.finish is not None:
                 del lives[delta.rid]
                 dispatch.ended(live.replica, live.size)
+                if live.message is not None and live.message.again:  # it may have ended before it was sent again
+                    self._send_abort(Abort(rid=delta.rid, exact=True), self._schedulers[live.replica])
             if live.stream is not None:
                 live.stream.put(live.index, delta)
 

@@ -66,7 +66,7 @@ async def server_info(client: EngineClient) -> dict[str, Any]:
             },
             "load": one,
         }
-        for one in found
+        for one in found.values()
     ]
     return {
         **arguments,

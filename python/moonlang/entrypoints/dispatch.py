@@ -49,15 +49,24 @@ class Dispatch:
             "total_tokens": self._fewest_tokens,
         }[method]
         self._turn = turn % size
+        self.living = tuple(range(size))
 
     def choose(self, message: Generate) -> int:
-        """The replica for a request. RequestError 400 when it asks for one that does not exist."""
+        """The replica for a request. RequestError 400 when it asks for one that does not exist, 503: that is lost."""
         wanted = message.dp_rank
         if wanted is None:
             return self._choose(message) if self.size > 1 else 0
         if not 0 <= wanted < self.size:
             raise RequestError(f"routed_dp_rank must be in [0, {self.size - 1}], got {wanted}.")
+        if wanted not in self.living:
+            raise RequestError(f"Replica {wanted} is lost.", status=503, hint="Leave out routed_dp_rank.")
         return wanted
+
+    def lose(self, replica: int) -> None:
+        """Nothing is sent there any more; what was there has to be sent again."""
+        self.living = tuple(one for one in self.living if one != replica)
+        self.shares[replica] = Share()
+        self._tell(replica)
 
     def began(self, replica: int, tokens: int) -> None:
         """A request with a prompt of so many tokens has been sent."""
@@ -88,7 +97,8 @@ class Dispatch:
         return (share.requests, share.tokens) if self._board is None else self._board.total(replica)
 
     def _next(self, message: Generate) -> int:
-        turn, self._turn = self._turn, (self._turn + 1) % self.size
+        turn = next((one for one in self.living if one >= self._turn), self.living[0])
+        self._turn = (turn + 1) % self.size
         return turn
 
     def _of_room(self, message: Generate) -> int:
@@ -96,12 +106,12 @@ class Dispatch:
         return self._next(message) if message.peer is None else message.peer.room % self.size
 
     def _fewest_requests(self, message: Generate) -> int:
-        return self._least([self._total(replica)[0] for replica in range(self.size)], message)
+        return self._least(lambda replica: self._total(replica)[0], message)
 
     def _fewest_tokens(self, message: Generate) -> int:
-        return self._least([self._total(replica)[1] for replica in range(self.size)], message)
+        return self._least(lambda replica: self._total(replica)[1], message)
 
-    def _least(self, loads: list[int], message: Generate) -> int:
+    def _least(self, load: Callable[[int], int], message: Generate) -> int:
         """The replica with the least to do; those that are equal take turns."""
         first = self._next(message)
-        return min(range(self.size), key=lambda replica: (loads[replica], (replica - first) % self.size))
+        return min(self.living, key=lambda replica: (load(replica), (replica - first) % self.size))

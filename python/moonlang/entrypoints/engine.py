@@ -166,6 +166,7 @@ class _Running:
         self._closing = False
         self.call(self.client.start, self._loop)
         self._cluster.on_death(self._role_died)
+        self._cluster.on_loss(self._role_lost)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of `work`, awaited on the engine's loop; abandoned there when the caller is interrupted."""
@@ -219,6 +220,10 @@ class _Running:
                 return asyncio.run_coroutine_threadsafe(work, self._loop)
         work.close()
         raise RequestError("The engine has been shut down.", status=503)
+
+    def _role_lost(self, name: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            self._loop.call_soon_threadsafe(self.client.lose, name)
 
     def _role_died(self, name: str, status: int, lines: tuple[str, ...]) -> None:
         text = "\n".join((f"The {name} {exits.describe(status)}.", *lines))

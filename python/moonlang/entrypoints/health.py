@@ -51,7 +51,7 @@ class Health:
         return alive
 
     async def _heard(self) -> bool:
-        return all(await asyncio.gather(*map(self._replica_heard, range(self._client.replicas))))
+        return all(await asyncio.gather(*map(self._replica_heard, self._client.living)))
 
     async def _replica_heard(self, replica: int) -> bool:
         if self._client.is_busy(replica) and self._client.args.disaggregation_mode == "null":

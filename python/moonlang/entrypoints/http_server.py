@@ -92,7 +92,12 @@ class _Server(front.Server):
             with contextlib.suppress(RuntimeError):  # the loop has ended already, and everything with it
                 loop.call_soon_threadsafe(self._role_died, role, status)
 
+        def on_loss(role: str) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._role_lost, role)
+
         self._cluster.on_death(on_death)
+        self._cluster.on_loss(on_loss)
         if not self._client.args.skip_server_warmup:
             await self._warm_up()
         await self._open_others()
@@ -147,11 +152,15 @@ class _Server(front.Server):
 
     def _role_died(self, role: str, status: int) -> None:
         why = f"The {role} {describe(status)}."
-        self._client.warn_fronts(why)
+        self._client.tell_fronts("fail", {"why": why})
         self._client.fail(why)
         self.exit_status = 1
         self.should_exit = True
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._hurry)
+
+    def _role_lost(self, role: str) -> None:
+        self._client.lose(role)
+        self._client.tell_fronts("lose", {"role": role})
 
     def _hurry(self) -> None:
         self.force_exit = True

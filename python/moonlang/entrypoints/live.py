@@ -18,11 +18,12 @@ class Live:
 
     rid: as the client knows it. observed: False for the server's own requests, and for those that came before anybody
     looked. tokens, prompt and cached count tokens so far. replica: which serves it, where it counts with `size` tokens.
+    message, said: what to send to another one when that is lost; None when that ends the server.
     """
 
     __slots__ = (
-        *("cached", "first_ns", "index", "last_ns", "observed", "prompt", "queue_ns"),
-        *("replica", "rid", "size", "start_ns", "stream", "streaming", "tokens"),
+        *("cached", "first_ns", "index", "last_ns", "message", "observed", "prompt", "queue_ns"),
+        *("replica", "rid", "said", "size", "start_ns", "stream", "streaming", "tokens"),
     )
 
     def __init__(
@@ -39,6 +40,8 @@ class Live:
         self.tokens = 0
         self.prompt = self.size = len(message.input_ids)
         self.replica = replica
+        self.message: Generate | None = None
+        self.said: list[int] | None = None
         self.cached = 0
         self.queue_ns = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from moonlang.base import clock
@@ -14,9 +14,9 @@ from moonlang.version import __version__
 SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues")
 
 
-async def report(client: EngineClient) -> list[dict[str, Any]]:
-    """Each scheduler's own numbers, by replica."""
-    return [reply.body for reply in await client.controls("loads")]
+async def report(client: EngineClient) -> dict[int, dict[str, Any]]:
+    """Each scheduler's own numbers, by replica; those that are lost say nothing."""
+    return {replica: reply.body for replica, reply in (await client.controls("loads")).items()}
 
 
 def sections(include: str | None) -> frozenset[str]:
@@ -38,7 +38,7 @@ def replica(query: str | None, client: EngineClient) -> int | None:
 
 
 def loads(
-    client: EngineClient, found: Sequence[Mapping[str, Any]], wanted: frozenset[str], only: int | None = None
+    client: EngineClient, found: Mapping[int, Mapping[str, Any]], wanted: frozenset[str], only: int | None = None
 ) -> dict[str, Any]:
     """The body of /v1/loads. found: of `report`; only: the one replica that is asked for."""
     now = datetime.datetime.fromtimestamp(clock.wall_s(), datetime.UTC).isoformat()
@@ -49,9 +49,10 @@ def loads(
         "num_accelerators": 1,
         "loads": [
             {"timestamp": now, "dp_rank": number, **_sections(client, one, wanted)}
-            for number, one in enumerate(found)
+            for number, one in found.items()
             if only is None or number == only
         ],
+        "lost": client.lost,
     }
 
 
@@ -125,7 +126,7 @@ def _mean(found: Mapping[str, Any] | None) -> float:
     return 0.0 if found is None else found["total"] / max(1, sum(found["counts"]))
 
 
-def legacy(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def legacy(found: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The body of /get_load, which routers still poll."""
     return [
         {
@@ -134,5 +135,5 @@ def legacy(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "num_waiting_reqs": one["num_waiting"] + one["num_grammar"],
             "num_tokens": one["used_tokens"] + one["waiting_tokens"],
         }
-        for number, one in enumerate(found)
+        for number, one in found.items()
     ]

@@ -18,6 +18,7 @@ from sgl_kernel.program import PackedWeight, Program
 from sgl_kernel.ranks import Ranks
 from torch import Tensor
 
+from moonlang.kernels.expert_weights import BuiltExperts, ExpertParts, ExpertWeights, Placed, native
 from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.kernels.packing import pack
 from moonlang.kernels.placing import Emit, Op, Value, keep_few, place
@@ -47,7 +48,7 @@ class NormWeight:
     form: str
 
 
-class Parts(Protocol):
+class Parts(ExpertParts, Protocol):
     """The tensors that make up a parameter, one below the other, as they lie in the checkpoint: model_loader.parts."""
 
     def __call__(self, parameter: Tensor) -> Sequence[Tensor]: ...
@@ -63,6 +64,7 @@ class Builder:
     dtype: of the values, "float32", "bfloat16" or "float16". packed: where weights packed before may lie. ranks: those
     who hold the other shards of the model. lanes: what carries tokens to their experts (`ExpertExchange.native`).
     expert_ranks: those who hold the other experts, when they have tokens of their own, unlike those of `ranks`.
+    movable: whether experts may be replaced one by one later; layers: those that have any, in order.
     """
 
     def __init__(
@@ -73,8 +75,12 @@ class Builder:
         ranks: Ranks | None = None,
         lanes: Sequence[Any] = (),
         expert_ranks: Ranks | None = None,
+        *,
+        movable: bool = False,
     ) -> None:
         self.dtype = dtype
+        self.layers: list[BuiltExperts] = []
+        self._movable = movable
         self._torch_dtype: torch.dtype = getattr(torch, dtype)
         self._parts = parts
         self._packed = packed or Unkept()
@@ -116,14 +122,18 @@ class Builder:
         segments: int = 1,
     ) -> PackedWeight:
         """parts: not asked for when the weight has been packed before, since they may have to be quantised first."""
-        if self.dtype not in _KINDS:
-            self.refuse(f"the kernels keep no weights in {self.dtype}")
-        wanted = kind or _KINDS[self.dtype]
+        wanted = kind or self._kind()
         weight = self._packed.weight(
             lambda arena: pack(parts(), kind=wanted, gated=gated, arena=arena, segments=segments)
         )
         self._weight_bytes += weight.bytes
         return weight
+
+    def _kind(self) -> str:
+        """Of weights that are not quantised."""
+        if self.dtype not in _KINDS:
+            self.refuse(f"the kernels keep no weights in {self.dtype}")
+        return _KINDS[self.dtype]
 
     def _kernel_act(self, act: str) -> str:
         if act not in ACTIVATIONS:
@@ -205,6 +215,8 @@ class Builder:
         choice_bias: Tensor | None = None,
         gate_up: Tensor,
         down: Tensor,
+        placement: Placed,
+        held: Sequence[int],
         act: str,
         gating: Mapping[str, Any],
         biases: tuple[Tensor, Tensor] | None = None,
@@ -217,50 +229,43 @@ class Builder:
         router_bias: [E]. choice_bias: [E], added to the scores for the choice. biases: [E, 2F] and [E, M] of gate_up
         and down. bounds: alpha and limit of the activation "bounded".
 
-        The parameters are this rank's experts, whose E may be less than the router's. gating: arguments of
-        `sgl_kernel.moe.gating`. shared: gate_up and down of an expert that every token visits,
-        weighted by the sigmoid of `shared_gate` [1, M].
+        placement: where all experts are, which matters when tokens travel; held: those of this rank, whose parameters
+        these are. gating: arguments of `sgl_kernel.moe.gating`. shared: gate_up and down of an expert that every token
+        visits, weighted by the sigmoid of `shared_gate` [1, M].
         """
         scores = self.matrix(router, kind="f32")
-        ups, downs = self._expert_matrices(gate_up, gated=True), self._expert_matrices(down)
-        if biases is not None:
-            ups, downs = self._biased(ups, biases[0]), self._biased(downs, biases[1])
+        weights = ExpertWeights(
+            parts=self._parts,
+            gate_up=gate_up,
+            down=down,
+            kind=self._kind(),
+            biases=biases,
+            bounds=bounds,
+            apart=self._movable,
+        )
+        pairs = [weights.packed(expert, self._packed) for expert in held]
+        self._weight_bytes += sum(up.bytes + down.bytes for up, down in pairs)
         layer = moe.moe(
             router=scores if router_bias is None else scores.with_bias(self.vector(router_bias)),
             router_bias=() if choice_bias is None else self.vector(choice_bias).tolist(),
-            gate_up=ups if bounds is None else [weight.with_bounds(*bounds) for weight in ups],
-            down=downs,
+            gate_up=[up for up, _ in pairs],
+            down=[down for _, down in pairs],
             gating=moe.gating(**gating),
             act=self._kernel_act(act) if bounds is None else "bounded",
             shared=() if shared is None else (self.matrix(shared[0], gated=True), self.matrix(shared[1])),
             shared_gate=None if shared_gate is None else self.matrix(shared_gate, kind="f32"),
             ranks=self._expert_ranks or self._ranks,
             lanes=self._lanes,
+            placement=native(placement) if self._lanes else None,
             **({} if self._expert_ranks is None else {"own_tokens": True, "peers": self._ranks}),
         )
+
+        self.layers.append(BuiltExperts(layer, placement, weights, pairs))
 
         def emit(program: Program, ids: Sequence[int], out: int) -> None:
             program.experts(ids[0], out, layer, ids[1])
 
         return self._add((x, residual), x.columns, emit, over=residual)
-
-    def _expert_matrices(self, parameter: Tensor, *, gated: bool = False) -> list[PackedWeight]:
-        """The parameter [E, N, K], packed expert by expert."""
-        parts = cache(lambda: self._parts.matrices(parameter))
-
-        def of(expert: int) -> Sequence[Any]:
-            whole = parts()[0]
-            if isinstance(whole, Tensor) and whole.ndim == 3:
-                return [whole[expert]]
-            each = len(parts()) // len(parameter)
-            return parts()[expert * each : (expert + 1) * each]
-
-        return [self._pack(partial(of, expert), gated=gated) for expert in range(len(parameter))]
-
-    def _biased(self, weights: Sequence[PackedWeight], parameter: Tensor) -> list[PackedWeight]:
-        """parameter: [E, N], the biases of the experts."""
-        (whole,) = self._parts(parameter)
-        return [weight.with_bias(bias.float().contiguous()) for weight, bias in zip(weights, whole, strict=True)]
 
     def attend(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from moonlang.kernels.matrix import QuantizedMatrix
@@ -12,14 +13,18 @@ from moonlang.kernels.matrix import QuantizedMatrix
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Rows (axis 0) or columns (axis 1) of a tensor that has `whole` of them."""
+    """Rows (axis 0) or columns (axis 1) of a tensor that has `whole` of them. part: a tuple when they are scattered."""
 
     axis: int
-    part: range
+    part: range | tuple[int, ...]
     whole: int
 
     def of(self, tensor: Tensor | QuantizedMatrix) -> Tensor | QuantizedMatrix:
         """A view, of what can be one."""
+        if isinstance(self.part, tuple):
+            if isinstance(tensor, QuantizedMatrix):
+                raise TypeError("Scattered rows of a quantised matrix are not wanted anywhere.")
+            return tensor.index_select(self.axis, torch.tensor(self.part, device=tensor.device))
         if isinstance(tensor, QuantizedMatrix):
             return tensor.rows(self.part) if self.axis == 0 else tensor.columns(self.part)
         return tensor.narrow(self.axis, self.part.start, len(self.part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -15,13 +16,16 @@ from moonlang.distributed.pipe import Pipe
 from moonlang.kernels.table import CPU, TORCH, Facts, choose
 from moonlang.layers.token_choice import Chooser, NumpyChooser
 from moonlang.model_executor.buckets import bucket, exact
+from moonlang.model_executor.expert_layers import TorchExperts
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.plan_runner import Network
 from moonlang.model_executor.threads import limit_threads
 from moonlang.model_executor.torch_network import TorchNetwork
-from moonlang.model_loader import load_model
+from moonlang.model_loader import expert_loader, load_model
 from moonlang.models.spec import CausalModel, ModelSpec
+from moonlang.moe.eplb import ExpertLayer
 from moonlang.moe.exchange.port import ExpertExchange
+from moonlang.moe.experts import Experts
 
 _log = log.get(__name__)
 
@@ -29,12 +33,13 @@ _log = log.get(__name__)
 class Loaded(Protocol):
     """A model with its weights, which awaits its pool, and its neighbours if it is a stage of a pipeline.
 
-    how: what computes it, with how many threads.
+    how: what computes it, with how many threads. expert_layers: those that can be placed anew, where that is wanted.
     """
 
     weight_bytes: int
     threads: int
     how: str
+    expert_layers: Sequence[ExpertLayer]
 
     def connect(self, pool: KvPool, pipe: Pipe | None = None) -> Network: ...
 
@@ -42,8 +47,16 @@ class Loaded(Protocol):
 class LoadedTorch:
     """See Loaded. attention: name of the backend."""
 
-    def __init__(self, model: CausalModel, attention: str, device: torch.device, processes: int = 1) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        attention: str,
+        device: torch.device,
+        processes: int = 1,
+        expert_layers: Sequence[ExpertLayer] = (),
+    ) -> None:
         """processes: how many share the cores."""
+        self.expert_layers = expert_layers
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
         self.threads = limit_threads(processes)
         self.how = f"torch, attention {attention}"
@@ -101,7 +114,12 @@ def load(
         model.join(group, exchange)
     if expert_group is not None and exchange is not None:
         model.join_experts(expert_group, exchange, group)
-    return LoadedTorch(model, attention, device, processes(config, args))
+    layers: list[ExpertLayer] = []
+    if args.enable_eplb and spec.load is None:
+        one = expert_loader(model, config, spec, args.load_format)
+        experts = [(name, module) for name, module in model.named_modules() if isinstance(module, Experts)]
+        layers = [TorchExperts(module, name, one) for name, module in experts]
+    return LoadedTorch(model, attention, device, processes(config, args), layers)
 
 
 def processes(config: ModelConfig, args: ServerArgs) -> int:
@@ -123,7 +141,9 @@ def _program(
 
     try:
         shared_by = processes(config, args)
-        return program_network.load(config, spec, args.load_format, group, exchange, expert_group, shared_by)
+        return program_network.load(
+            config, spec, args.load_format, group, exchange, expert_group, shared_by, movable=args.enable_eplb
+        )
     except NotLowerableError as why:
         _log.warning("Torch computes this model: %s.", why)
         return None

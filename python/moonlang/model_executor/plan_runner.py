@@ -86,6 +86,11 @@ class PlanRunner:
         self._group = group
         self._in_rounds = in_rounds
 
+    def connect(self, network: Network, *, in_rounds: bool) -> None:
+        """Compute with another network over the same pool from now on; slots are as they were."""
+        self._network = network
+        self._in_rounds = in_rounds
+
     @torch.inference_mode()
     def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
         """Apply the plan's starts, compute its rows, sample where they ask for it. progress: who wants to know.

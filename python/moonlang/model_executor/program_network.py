@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,6 +17,7 @@ from moonlang.config.model_config import ModelConfig
 from moonlang.distributed.group import Group
 from moonlang.distributed.pipe import Pipe
 from moonlang.kernels.program import Builder
+from moonlang.model_executor.expert_layers import ProgramExperts
 from moonlang.model_executor.kv_pool import KvPool
 from moonlang.model_executor.layout import Batch, Ints
 from moonlang.model_executor.progress import Progress
@@ -24,6 +25,7 @@ from moonlang.model_executor.threads import kernel_threads, pin_kernel_threads
 from moonlang.model_loader import open_model
 from moonlang.model_loader.packed import packed_weights
 from moonlang.models.spec import ModelSpec, torch_dtype
+from moonlang.moe.eplb import ExpertLayer
 from moonlang.moe.exchange.port import ExpertExchange
 
 
@@ -96,8 +98,17 @@ class ProgramNetwork:
 class LoadedProgram:
     """See networks.Loaded."""
 
-    def __init__(self, program: Program, weight_bytes: int, size: int, dtype: torch.dtype, processes: int = 1) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weight_bytes: int,
+        size: int,
+        dtype: torch.dtype,
+        processes: int = 1,
+        expert_layers: Sequence[ExpertLayer] = (),
+    ) -> None:
         """size, dtype: of hidden states. processes: how many share the cores."""
+        self.expert_layers = expert_layers
         self._size, self._dtype = size, dtype
         self.weight_bytes = weight_bytes
         cores = len(os.sched_getaffinity(0))
@@ -119,9 +130,11 @@ def load(
     exchange: ExpertExchange | None = None,
     expert_group: Group | None = None,
     processes: int = 1,
+    *,
+    movable: bool = False,
 ) -> LoadedProgram:
     """Pack the weights, or find them packed, and write the program. Groups as in `networks.load`; processes: how many
-    share the cores.
+    share the cores. movable: keep the checkpoint open, for experts that come to this rank later.
 
     NotLowerableError when the model has a part without a kernel.
     """
@@ -129,10 +142,12 @@ def load(
     with packed_weights(config, load_format) as packed:
         lanes = () if exchange is None else exchange.native
         ranks, expert_ranks = (None if one is None else one.native for one in (group, expert_group))
-        build = Builder(config.dtype, parts, packed, ranks, lanes, expert_ranks)
+        build = Builder(config.dtype, parts, packed, ranks, lanes, expert_ranks, movable=movable)
         model.lower(build)
     heads = len(config.shard.part(config.num_heads))
     kv_heads = len(config.shard.kv_part(config.num_kv_heads))
     value_dim = config.hf["kv_lora_rank"] if config.latent else 0
     program = build.finish(heads=heads, kv_heads=kv_heads, head_dim=config.head_dim, value_dim=value_dim)
-    return LoadedProgram(program, build.weight_bytes, config.hidden_size, torch_dtype(config.dtype), processes)
+    layers = [ProgramExperts(one, config.expert_shard.rank) for one in build.layers] if movable else []
+    size, dtype = config.hidden_size, torch_dtype(config.dtype)
+    return LoadedProgram(program, build.weight_bytes, size, dtype, processes, layers)

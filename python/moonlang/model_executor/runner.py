@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import torch
 
 from moonlang.base import log
+from moonlang.base.errors import BugError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
 from moonlang.core.kv import KvSchema
@@ -16,17 +19,27 @@ from moonlang.distributed.group import Group
 from moonlang.distributed.pipe import Pipe
 from moonlang.model_executor import networks, sizing
 from moonlang.model_executor.allocator import keep_freed_memory
-from moonlang.model_executor.plan_runner import PlanRunner, StepTimes
+from moonlang.model_executor.layout import Batch
+from moonlang.model_executor.plan_runner import Hidden, Ints, PlanRunner, StepTimes
 from moonlang.model_executor.pool_sharing import private_pool, shared_pool
 from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.slots import SlotTable
 from moonlang.model_loader import fingerprint
 from moonlang.models import registry as models
+from moonlang.moe.eplb import Balancer, Balancing, ExpertLayer, Totals
 from moonlang.moe.exchange.port import ExpertExchange
+from moonlang.moe.placement import Placement
 
 _log = log.get(__name__)
 
 _DEFAULT_SLOTS = 256
+
+
+class _Released:
+    """A network without weights."""
+
+    def forward(self, batch: Batch, kept: Ints, progress: Progress | None) -> Hidden | None:
+        raise BugError("A rank computes that has no weights.")
 
 
 class ModelRunner:
@@ -35,7 +48,7 @@ class ModelRunner:
     schema: layout of a page; whole_schema: of the pages of all ranks put together; num_pages: size of the pool,
     `pool_reason` says why; max_slots: rows a plan may name; regions: the pools of all ranks as other engines see them
     (in rank 0; elsewhere its own); spare_bytes: memory that was free and that neither weights nor pool take;
-    computed_by: which kernels compute the model.
+    computed_by: which kernels compute the model; balanced: what has come of balancing its experts, None: nobody does.
     """
 
     def __init__(
@@ -62,6 +75,10 @@ class ModelRunner:
             free //= args.dp_size * config.stage.size  # they share the memory of the machine
         spec = models.spec_for(config, args.model_impl)
         loaded = networks.load(config, spec, args, self.device, group, exchange, expert_group)
+        self.expert_layers = loaded.expert_layers
+        sharers = (expert_group or group) if exchange is not None else None
+        self.balancer = _balancer(args, self.expert_layers, sharers)
+        self.balanced = self.balancer and self.balancer.totals
         weights = fingerprint(config, args.load_format)
         self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights, args.kv_cache_dtype)
         self.whole_schema = msgspec.structs.replace(
@@ -119,7 +136,30 @@ class ModelRunner:
 
     def run(self, plan: StepPlan, progress: Progress | None = None) -> StepResult:
         """Execute one plan; see PlanRunner.run."""
+        if self.balancer is not None:
+            self.balancer.step()
         return self._runner.run(plan, progress)
+
+    def release(self) -> None:
+        """Give up the weights, and with them all that is shared with other ranks. Pages and slots stay."""
+        self.expert_layers, self.balancer = (), None
+        self._runner.connect(_Released(), in_rounds=False)
+
+    def rejoin(
+        self, config: ModelConfig, args: ServerArgs, exchange: ExpertExchange | None, expert_group: Group | None
+    ) -> None:
+        """Load the weights again as one of other ranks, of which each computes all but the experts by itself."""
+        self.config = config
+        spec = models.spec_for(config, args.model_impl)
+        loaded = networks.load(config, spec, args, self.device, None, exchange, expert_group)
+        self.expert_layers = loaded.expert_layers
+        self.balancer = _balancer(args, self.expert_layers, expert_group, self.balanced)
+        self._runner.connect(loaded.connect(self._pool.own), in_rounds=expert_group is not None)
+
+    def hold(self, placements: Sequence[Placement]) -> None:
+        """Put the experts of all layers there, by layer, as all ranks do between the same two steps."""
+        for layer, placement in zip(self.expert_layers, placements, strict=True):
+            layer.prepare(placement)()
 
     def warm_up(self) -> None:
         """Run one prefill and one decode over page 0, so that the first request meets warm kernels."""
@@ -127,3 +167,17 @@ class ModelRunner:
         self.run(StepPlan(-2, 0, (start,), (Row(0, -1, 0, 1, (0,), True, 0, (0,)),)))
         if self.schema.page_size > 1:
             self.run(StepPlan(-1, 0, (), (Row(0, -1, 1, 1, (), True),)))
+
+
+def _balancer(
+    args: ServerArgs, layers: Sequence[ExpertLayer], sharers: Group | None, totals: Totals | None = None
+) -> Balancer | None:
+    """sharers: the ranks among which experts are; None: one has them all. totals: so far."""
+    if not args.enable_eplb or sharers is None or not layers:
+        return None
+    settings = Balancing(
+        every=args.eplb_rebalance_num_iterations,
+        chunk=args.eplb_rebalance_layers_per_chunk,
+        threshold=args.eplb_min_rebalancing_utilization_threshold,
+    )
+    return Balancer(layers, sharers, settings, totals)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -10,9 +13,13 @@ from moonlang.base.errors import ConfigError
 from moonlang.config.model_config import ModelConfig
 from moonlang.model_loader.fingerprint import fingerprint
 from moonlang.model_loader.parts import Parts
+from moonlang.model_loader.weights import as_float
 from moonlang.models.spec import CausalModel, ModelSpec, torch_dtype
 
-__all__ = ["fingerprint", "load_model", "open_model"]
+__all__ = ["LoadExpert", "expert_loader", "fingerprint", "load_model", "open_model"]
+
+LoadExpert = Callable[[str, int], Tensor]
+"""(parameter of experts, number of any expert) -> what that one has of it, in the parameter's dtype, on the CPU."""
 
 
 def load_model(
@@ -36,7 +43,7 @@ def load_model(
         )
     if spec.load is not None:
         return spec.load(config, load_format, device)
-    backend = registry.find("model_loader", "safetensors" if load_format == "auto" else load_format).BACKEND
+    backend = _backend(load_format).BACKEND
     with torch.device(device):
         model = spec.build(config, torch_dtype(config.dtype))
     with torch.no_grad():
@@ -52,8 +59,26 @@ def open_model(
     For those who bring the weights into a form of their own. Errors as in `load_model`; not for a model whose spec
     loads it.
     """
-    backend = registry.find("model_loader", "safetensors" if load_format == "auto" else load_format)
+    backend = _backend(load_format)
     with torch.device("meta"):
         model = spec.build(config, torch_dtype(config.dtype)).eval()
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return model, Parts(backend.parts(model, spec.weights, config, seed), names)
+
+
+def expert_loader(
+    model: CausalModel, config: ModelConfig, spec: ModelSpec, load_format: str = "auto", seed: int = 0
+) -> LoadExpert:
+    """For experts that come to this rank when `model` has long been loaded. Keeps the checkpoint open."""
+    parts = _backend(load_format).parts(model, spec.weights, config, seed)
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+    def load(name: str, expert: int) -> Tensor:
+        found = [as_float(part) for part in parts.expert(name, expert)]
+        return torch.cat(found).to(dtypes[name])
+
+    return load
+
+
+def _backend(load_format: str) -> ModuleType:
+    return registry.find("model_loader", "safetensors" if load_format == "auto" else load_format)

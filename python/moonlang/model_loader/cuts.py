@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from moonlang.layers.cut import Cuts, rows
+from moonlang.layers.cut import Cut, Cuts
 from moonlang.layers.linear import Projection
 from moonlang.layers.sinks import Sinks
 from moonlang.moe.experts import Experts
@@ -13,7 +13,7 @@ from moonlang.moe.experts import Experts
 def cuts_of(model: nn.Module) -> dict[str, Cuts]:
     """By parameter, the parts of the tensors that make it up; parameters that are whole are left out.
 
-    The parameters of experts are cut as one tensor [E, ...], of which the rank has some of the E.
+    The parameters of experts are cut as one tensor [E, ...], of which the rank has some of the E, in any order.
     """
     found: dict[str, Cuts] = {}
     for name, module in model.named_modules():
@@ -21,7 +21,7 @@ def cuts_of(model: nn.Module) -> dict[str, Cuts]:
             found[f"{name}.weight"] = module.cuts
             if module.bias is not None and module.cuts[0].axis == 0:
                 found[f"{name}.bias"] = module.cuts
-        elif isinstance(module, Experts) and len(module.part) < module.count:
-            cut = (rows(module.part, module.count),)
+        elif isinstance(module, Experts) and module.held != tuple(range(module.count)):
+            cut = (Cut(0, module.held, module.count),)
             found |= {f"{name}.{parameter}": cut for parameter, _ in module.named_parameters(recurse=False)}
     return found

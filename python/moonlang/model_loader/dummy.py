@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,7 +57,11 @@ def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int)
     def matrices(name: str) -> list[Any]:
         return _cut([quantized(name, tensor, config.quantization) for tensor in whole(name)], cuts.get(name, ()))
 
-    return Source(lambda name: _cut(whole(name), cuts.get(name, ())), matrices)
+    @lru_cache(maxsize=1)
+    def experts(name: str) -> Tensor:
+        return whole(name)[0]
+
+    return Source(lambda name: _cut(whole(name), cuts.get(name, ())), matrices, lambda name, i: [experts(name)[i]])
 
 
 BACKEND = fill

@@ -93,13 +93,18 @@ def parts(model: nn.Module, weights: WeightsMap, config: ModelConfig, seed: int)
     def matrices(name: str) -> list[Tensor | QuantizedMatrix]:
         return _cut([checkpoint.matrix(each) for each in stored(name)], _within(name, parameters[name], cuts))
 
-    return Source(tensors, matrices)
+    def expert(name: str, number: int) -> list[Tensor | QuantizedMatrix]:
+        if parameters[name].ndim == 3:
+            return [checkpoint.matrix(theirs[source]) for source in weights.sources(name, (number,))]
+        return [checkpoint.tensor(theirs[name])[number]]
+
+    return Source(tensors, matrices, expert)
 
 
 def _sources(weights: WeightsMap, name: str, parameter: Tensor, cuts: dict[str, Cuts]) -> tuple[str, ...]:
     """See WeightsMap.sources; of this rank's experts, where `parameter` is theirs."""
-    first = cuts[name][0].part.start if parameter.ndim == 3 and name in cuts else 0
-    return weights.sources(name, len(parameter), first)
+    cut = cuts[name][0] if parameter.ndim == 3 and name in cuts else None
+    return weights.sources(name, range(len(parameter)) if cut is None else cut.part)
 
 
 def _within(name: str, parameter: Tensor, cuts: dict[str, Cuts]) -> Cuts:
@@ -126,7 +131,7 @@ def _check(
         sources, within = _sources(weights, name, parameter, cuts), _within(name, parameter, cuts)
         wanted.update(sources)
         if parameter.ndim == 3 and name in cuts:
-            wanted.update(weights.sources(name, cuts[name][0].whole))  # the experts of other ranks
+            wanted.update(weights.sources(name, range(cuts[name][0].whole)))  # the experts of other ranks
         found = [theirs[source] for source in sources if source in theirs]
         missing += [source for source in sources if source not in theirs]
         dtypes += [f"{source} ({kind})" for source in found if (kind := checkpoint.dtype(source)) not in _FLOATS]

@@ -48,14 +48,17 @@ class SparseMlp(FeedForward):
     ) -> None:
         super().__init__()
         size = config.hidden_size
+        shard, redundant = config.expert_shard, config.copied_experts
         self.gating = gating
         self.gate = Linear(size, experts, bias=bounds is not None, dtype=dtype)
         bias = torch.empty(experts, dtype=torch.float32) if corrected else None
         self.choice_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         if bounds is None:
-            self.experts = Experts(experts, size, inner, act=act, dtype=dtype, shard=config.expert_shard)
+            self.experts = Experts(experts, size, inner, act=act, dtype=dtype, shard=shard, redundant=redundant)
         else:
-            self.experts = BoundedExperts(experts, size, inner, bounds=bounds, dtype=dtype, shard=config.expert_shard)
+            self.experts = BoundedExperts(
+                experts, size, inner, bounds=bounds, dtype=dtype, shard=shard, redundant=redundant
+            )
         self.shared_expert = GatedMlp(config, dtype, act=act, inner=shared, shard=WHOLE) if shared else None
         gated = shared and shared_gate
         self.shared_expert_gate = Linear(size, 1, bias=False, dtype=dtype) if gated else None
@@ -83,6 +86,8 @@ class SparseMlp(FeedForward):
             choice_bias=self.choice_bias,
             gate_up=experts.gate_up_proj,
             down=experts.down_proj,
+            placement=experts.placement,
+            held=experts.held,
             act=experts.act,
             biases=bounded and (bounded.gate_up_proj_bias, bounded.down_proj_bias),
             bounds=bounded and (bounded.bounds.alpha, bounded.bounds.limit),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -105,17 +105,14 @@ class WeightsMap:
                 return True
         return name.startswith(self.ignored) or name.endswith(self.ignored)
 
-    def sources(self, parameter: str, length: int, first: int = 0) -> tuple[str, ...]:
-        """The names, in the model's naming, of what makes up `parameter`, in order.
-
-        length: its dimension 0. first: the expert that it begins with.
+    def sources(self, parameter: str, experts: Iterable[int]) -> tuple[str, ...]:
+        """The names, in the model's naming, of what makes up `parameter`, in order. experts: those in its dimension 0,
+        if it is a parameter of experts.
         """
         head, _, rest = parameter.rpartition(".")
         parent, _, last = head.rpartition(".")
         if last == "experts" and rest in self.experts:
-            return tuple(
-                f"{head}.{i}.{part}.weight" for i in range(first, first + length) for part in self.experts[rest]
-            )
+            return tuple(f"{head}.{i}.{part}.weight" for i in experts for part in self.experts[rest])
         if last not in self.fused:
             return (parameter,)
         return tuple(f"{parent}.{part}.{rest}" for part in self.fused[last])

@@ -21,19 +21,27 @@ class Bounds:
 
 
 class BoundedExperts(Experts):
-    """As Experts, with gate_up_proj_bias [E, 2F] and down_proj_bias [E, M]."""
+    """As Experts, with gate_up_proj_bias [S, 2F] and down_proj_bias [S, M]."""
 
     def __init__(
-        self, count: int, size: int, inner: int, *, bounds: Bounds, dtype: torch.dtype, shard: Shard = WHOLE
+        self,
+        count: int,
+        size: int,
+        inner: int,
+        *,
+        bounds: Bounds,
+        dtype: torch.dtype,
+        shard: Shard = WHOLE,
+        redundant: int = 0,
     ) -> None:
-        super().__init__(count, size, inner, act="silu", dtype=dtype, shard=shard)
-        held = len(self.part)
-        self.gate_up_proj_bias = nn.Parameter(torch.empty(held, 2 * inner, dtype=dtype), requires_grad=False)
-        self.down_proj_bias = nn.Parameter(torch.empty(held, size, dtype=dtype), requires_grad=False)
+        super().__init__(count, size, inner, act="silu", dtype=dtype, shard=shard, redundant=redundant)
+        slots = len(self.held)
+        self.gate_up_proj_bias = nn.Parameter(torch.empty(slots, 2 * inner, dtype=dtype), requires_grad=False)
+        self.down_proj_bias = nn.Parameter(torch.empty(slots, size, dtype=dtype), requires_grad=False)
         self.bounds = bounds
 
-    def _one(self, expert: int, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_up_proj[expert], self.gate_up_proj_bias[expert]).chunk(2, -1)
+    def _one(self, slot: int, x: Tensor) -> Tensor:
+        gate, up = project(x, self.gate_up_proj[slot], self.gate_up_proj_bias[slot]).chunk(2, -1)
         gate, up = gate.clamp(max=self.bounds.limit), up.clamp(-self.bounds.limit, self.bounds.limit)
         inner = (up + 1) * (gate * torch.sigmoid(gate * self.bounds.alpha))
-        return project(inner, self.down_proj[expert], self.down_proj_bias[expert])
+        return project(inner, self.down_proj[slot], self.down_proj_bias[slot])

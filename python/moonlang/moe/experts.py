@@ -14,15 +14,17 @@ from moonlang.distributed.group import Group
 from moonlang.layers.activation import activation
 from moonlang.layers.linear import project
 from moonlang.moe.exchange.port import ExpertExchange, weighted_sum
+from moonlang.moe.placement import even
 
 
 class Experts(nn.Module):
-    """gate_up_proj: [E, 2F, M], gate above up; down_proj: [E, M, F]. Uninitialised until a loader fills them.
+    """gate_up_proj: [S, 2F, M], gate above up; down_proj: [S, M, F]. Uninitialised until a loader fills them.
 
-    count: of all ranks; part: the experts of this one, which are the E of its weights. group: the ranks, set when the
-    model is complete; None while there is one. exchange: what carries tokens between them; None: all have all tokens.
-    own_tokens: each has others, or none, and all make the same calls nevertheless. peers: ranks that have the same,
-    equally many for every rank.
+    count: experts of all ranks; placement: where they are, so that `held` are those in the S slots of this rank.
+    group: the ranks, set when the model is complete; None while there is one. exchange: what carries tokens between
+    them; None: all have all tokens. own_tokens: each has others, or none, and all make the same calls nevertheless.
+    peers: ranks that have the same, equally many for every rank. counts: [E], how often the tokens that this rank sees
+    to have chosen each expert.
     """
 
     group: Group | None = None
@@ -31,15 +33,31 @@ class Experts(nn.Module):
     peers: Group | None = None
 
     def __init__(
-        self, count: int, size: int, inner: int, *, act: str, dtype: torch.dtype, shard: Shard = WHOLE
+        self,
+        count: int,
+        size: int,
+        inner: int,
+        *,
+        act: str,
+        dtype: torch.dtype,
+        shard: Shard = WHOLE,
+        redundant: int = 0,
     ) -> None:
+        """redundant: further copies of experts, which only ranks with an exchange may have."""
         super().__init__()
-        self.count, self.part = count, shard.part(count)
-        held = len(self.part)
-        self.gate_up_proj = nn.Parameter(torch.empty(held, 2 * inner, size, dtype=dtype), requires_grad=False)
-        self.down_proj = nn.Parameter(torch.empty(held, size, inner, dtype=dtype), requires_grad=False)
+        self.count, self.rank = count, shard.rank
+        self.placement = even(count, shard.size, redundant)
+        slots = len(self.held)
+        self.gate_up_proj = nn.Parameter(torch.empty(slots, 2 * inner, size, dtype=dtype), requires_grad=False)
+        self.down_proj = nn.Parameter(torch.empty(slots, size, inner, dtype=dtype), requires_grad=False)
+        self.counts = torch.zeros(count, dtype=torch.int64, device="cpu")
         self.act = act
         self._act = activation(act)
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The experts in the slots of this rank."""
+        return self.placement.slots[self.rank]
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """x: [T, M], weights: [T, X] float32, experts: [T, X] int64 -> [T, M], the weighted sum over a token's experts.
@@ -50,11 +68,12 @@ class Experts(nn.Module):
             return self._exchanged(x, weights, experts, self.group, self.exchange)
         tokens, chosen = experts.shape
         slots = experts.flatten().sort(stable=True).indices  # (token, place in its list) pairs, grouped by expert
-        counts = experts.flatten().bincount(minlength=self.count).tolist()
+        counts = self._counted(experts).tolist()
         outputs = x.new_zeros(tokens * chosen, x.shape[1])
+        slot_of = {expert: slot for slot, expert in enumerate(self.held)}
         for expert, group in enumerate(slots.split(counts)):
-            if len(group) and expert in self.part:
-                outputs[group] = self._one(expert - self.part.start, x[group // chosen])
+            if len(group) and expert in slot_of:
+                outputs[group] = self._one(slot_of[expert], x[group // chosen])
         if self.group is not None:
             outputs = self.group.all_reduce(outputs)  # one rank has a row, the others zeros: nothing is rounded
         return weighted_sum(outputs.view(tokens, chosen, -1), weights)
@@ -88,15 +107,24 @@ class Experts(nn.Module):
 
     def _travelled(self, x: Tensor, weights: Tensor, experts: Tensor, exchange: ExpertExchange) -> Tensor:
         """These tokens there and back, and meanwhile those of others."""
-        arrived = exchange.dispatch(x, experts)
+        self._counted(experts)
+        arrived = exchange.dispatch(x, experts, self.placement)
         parts = [
             self._one(slot, rows) if len(rows) else rows for slot, rows in enumerate(arrived.rows.split(arrived.counts))
         ]
         return exchange.combine(torch.cat(parts), weights)
 
-    def _one(self, expert: int, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_up_proj[expert]).chunk(2, -1)
-        return project(self._act(gate).mul_(up), self.down_proj[expert])
+    def _counted(self, experts: Tensor) -> Tensor:
+        """How often each expert [E] is among those."""
+        found = experts.flatten().bincount(minlength=self.count)
+        if self.counts.device != found.device:
+            self.counts = self.counts.to(found.device)
+        self.counts += found
+        return found
+
+    def _one(self, slot: int, x: Tensor) -> Tensor:
+        gate, up = project(x, self.gate_up_proj[slot]).chunk(2, -1)
+        return project(self._act(gate).mul_(up), self.down_proj[slot])
 
 
 def gathered(mine: Tensor, total: int, group: Group) -> Tensor:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from moonlang.observability import buckets, pairs, tiers
+from moonlang.observability import buckets, experts, pairs, tiers
 from moonlang.observability.distribution import Distribution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -88,6 +88,7 @@ class ServerMetrics(Collector):
         self._http_active: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._http_responses: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self._loads: Sequence[Mapping[str, Any]] = ()
+        self.lost_ranks = 0  # that the server goes on without
         self._registry = CollectorRegistry()
         self._registry.register(self)
         if process:
@@ -127,6 +128,7 @@ class ServerMetrics(Collector):
         elsewhere: the `numbers` of other processes of this server; then only what concerns all is said."""
         if elsewhere:
             whole = self._empty()
+            whole.lost_ranks = self.lost_ranks
             for numbers in (self.numbers(), *elsewhere):
                 whole._add(numbers)
             return whole.render(loads)
@@ -168,6 +170,9 @@ class ServerMetrics(Collector):
         """Called by the registry, once at registration and once per scrape."""
         yield from self._request_families()
         yield from self._http_families()
+        lost = GaugeMetricFamily("moonlang:lost_ranks", "Ranks that ended.", labels=list(self._labels))
+        lost.add_metric(list(self._labels.values()), self.lost_ranks)
+        yield lost
         replicas = len(self.queue_s)
         loads: Sequence[Mapping[str, Any]] = self._loads or [{}] * replicas
         yield from joined(self._scheduler_families(number, loads[number]) for number in range(replicas))
@@ -256,6 +261,7 @@ class ServerMetrics(Collector):
         yield tokens
         if "distributions" in load.get("pairs", {}):
             yield from pairs.families(labels, self._labels["engine_type"], load["pairs"])
+        yield from experts.families(load, labels)
         yield from tiers.families(
             load, {**self._labels, "dp_rank": labels["dp_rank"]} if "dp_rank" in labels else self._labels
         )

@@ -23,7 +23,7 @@ from moonlang.core.plan import StepPlan, StepResult
 from moonlang.core.ports import Executor, GrammarEngine
 from moonlang.core.seat import Seat
 from moonlang.distributed.join import join
-from moonlang.distributed.survivors import Survivors, largest_tree
+from moonlang.distributed.survivors import Survivors, everyone, largest_tree
 from moonlang.model_executor.executor import ThreadExecutor
 from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.runner import ModelRunner
@@ -74,8 +74,8 @@ def sharded_runner(
         exchange = open_exchange(args, model, seat if joined.pipe is None else seat.of_stage(), sharers)
     else:
         check_exchange(args, model)
-    if survivors is None and joined.group is not None and is_elastic(args):
-        survivors = Survivors(seat, joined.group, largest_tree)
+    if survivors is None and sharers is not None and is_elastic(args):
+        survivors = Survivors(seat, sharers, everyone if seat.replicas > 1 else largest_tree)
     runner = ModelRunner(config, args, grammars, joined.group, exchange, joined.pipe, joined.expert_group)
     return Shared(runner, survivors)
 
@@ -186,7 +186,7 @@ class Crew:
         assert seat is not None, "rank 0 is always needed"
         if seat.size > 1:
             self._line = plan_sender(self._args, seat, AGAIN_S)
-        args = fewer(self._args, seat, tokens)
+        args = fewer(placed(self._args, self._seat.place), seat, tokens)
         self._own, _ = sharded_runner(args, self._model, seat, self._grammars, survivors)
         if self._runner.num_pages < pages:
             raise PeerError(f"There is no memory for {pages} pages any more.", hint="Start the server again.")

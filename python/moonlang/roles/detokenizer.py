@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from moonlang.base import log
 from moonlang.base.errors import PeerError
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
@@ -15,6 +16,8 @@ from moonlang.roles.role import NEVER_NS
 from moonlang.text.detokenize import Detokenizer
 from moonlang.text.output import PIECE_LOGPROBS, Output, count_logprobs
 from moonlang.text.tokenizer import load_tokenizer
+
+_log = log.get(__name__)
 
 
 class DetokenizerRole:
@@ -61,16 +64,28 @@ class DetokenizerRole:
     def _handle(self, delta: TokenDelta, scheduler: str) -> TextDelta | None:
         output = self._outputs.get(delta.rid)
         if delta.head is not None:
-            output = self._outputs[delta.rid] = self._begin(delta.rid, delta.head)
+            if output is not None and delta.head.again:  # the replica that had begun it is lost
+                if delta.head.again > output.again:
+                    output.resume(delta.head, scheduler)
+            else:
+                output = self._outputs[delta.rid] = self._begin(delta.rid, delta.head, scheduler)
         if output is None:
             return _headless(delta)
+        if output.source != scheduler:
+            return None  # the last words of one that is lost: its successor says them too
         text = output.push(delta)
         if text is not None and text.finish is not None:
             del self._outputs[delta.rid]
             if delta.finish is None:
                 # The scheduler learns of it before the client does, who may use the same rid again at once.
-                self._endpoint.send(scheduler, StopHit(delta.rid))
+                self._tell(scheduler, StopHit(delta.rid))
         return text
+
+    def _tell(self, scheduler: str, hit: StopHit) -> None:
+        try:
+            self._endpoint.send(scheduler, hit)
+        except PeerError as error:  # it is the supervisor's business whether the server goes on without it
+            _log.warning("%s was not told of a stop: %s", scheduler, error.message)
 
     def _shares(self, texts: list[TextDelta]) -> list[tuple[str, list[TextDelta]]]:
         """What each front is to hear."""
@@ -81,10 +96,10 @@ class DetokenizerRole:
             shares[topology.owner(text.rid)].append(text)
         return [(front, share) for front, share in zip(self._fronts, shares, strict=True) if share]
 
-    def _begin(self, rid: str, head: StreamHead) -> Output:
+    def _begin(self, rid: str, head: StreamHead, scheduler: str) -> Output:
         interval = head.sampling.stream_interval or self._interval
         text = None if self._detokenizer is None else self._detokenizer.stream(head.sampling.skip_special_tokens)
-        return Output(rid, head, text, interval if head.stream else None)
+        return Output(rid, head, text, interval if head.stream else None, scheduler)
 
 
 def _messages(texts: list[TextDelta]) -> Iterator[TextBatch]:

@@ -60,6 +60,8 @@ class Cluster:
         self._lock = threading.Lock()
         self._first_exit: Exit | None = None
         self._callback: OnExit | None = None
+        self._lost: list[str] = []
+        self._on_loss: Callable[[str], None] | None = None
         self._directory: RunDirectory | None = None
         self._hub: Hub | None = None
         self._watchdog: Watchdog | None = None
@@ -110,6 +112,15 @@ class Cluster:
             end = self._first_exit
         if end is not None:
             report(end)
+
+    def on_loss(self, callback: Callable[[str], None]) -> None:
+        """Have `callback(role)` called for each role without which the server goes on, on another thread; at once for
+        those that are lost already."""
+        with self._lock:
+            self._on_loss = callback
+            lost = list(self._lost)
+        for role in lost:
+            callback(role)
 
     def wait_end(self) -> None:
         """Block until a role dies."""
@@ -187,13 +198,21 @@ class Cluster:
             callback(end)
 
     def _can_spare(self, name: str) -> bool:
-        """Whether the others go on without a role that has ended: once all are ready, a rank of an elastic server."""
-        if not (is_elastic(self._args) and topology.is_worker(name)) or self._watchdog is None:
+        """Whether the others go on without a role that has ended: once all are ready, a rank of an elastic server that
+        does not plan for the last of its replicas."""
+        if not is_elastic(self._args) or self._watchdog is None or topology.rank(name, self._args) is None:
             return False
         if self._closing:
             return True
+        with self._lock:
+            if not set(topology.schedulers(self._args)) - {name, *self._lost}:
+                return False
+            self._lost.append(name)
+            callback = self._on_loss
         self._watchdog.forget(name)
         _log.error("The %s has ended; the server goes on without it.", name)
+        if callback is not None:
+            callback(name)
         return True
 
 

@@ -20,7 +20,7 @@ from moonlang.core.plan import StepPlan
 from moonlang.core.seat import Seat
 from moonlang.distributed.survivors import Survivors
 from moonlang.model_executor.runner import ModelRunner
-from moonlang.roles.crew import AGAIN_S, fewer, sharded_runner
+from moonlang.roles.crew import AGAIN_S, fewer, placed, sharded_runner
 from moonlang.roles.grammars import grammar_engine
 from moonlang.roles.plan_lines import PlanIn, plan_receiver, result_sender
 from moonlang.roles.role import NEVER_NS
@@ -34,7 +34,7 @@ class WorkerRole:
     """See `roles.role.Role` for the contract."""
 
     def __init__(self, args: ServerArgs, model: ModelConfig, seat: Seat) -> None:
-        self._args, self._model = args, model
+        self._args, self._model = placed(args, seat.place), model
         self._plans: PlanIn | None = plan_receiver(args, seat)
         self._decoder = msgspec.msgpack.Decoder(StepPlan)
         tells = seat.stages > 1 and seat.chooses

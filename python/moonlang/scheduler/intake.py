@@ -15,7 +15,7 @@ def make_request(message: Generate, *, now_ns: int, order: int, longest: int, mo
     return Request(
         rid=message.rid,
         prompt=message.input_ids,
-        tokens=list(message.input_ids),
+        tokens=[*message.input_ids, *message.said],
         sampling=message.sampling,
         arrival_ns=now_ns,
         deadline_ns=now_ns + message.timeout_ms * NS_PER_MS if message.timeout_ms else None,
@@ -24,6 +24,7 @@ def make_request(message: Generate, *, now_ns: int, order: int, longest: int, mo
         logprob=message.logprob,
         order=order,
         peer=message.peer if mode else None,
+        retractions=message.again,
         max_total=longest if wanted is None else min(longest, len(message.input_ids) + wanted),
     )
 

@@ -55,4 +55,6 @@ class Outbox:
             request.tier_miss,
             self.message.dp_rank,
             request.handover,
+            self.message.again,
+            len(self.message.said),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from moonlang.base.errors import RequestError
 from moonlang.core.messages import StreamHead, TextDelta, TokenDelta
 from moonlang.core.plan import TokenLogprob
@@ -24,7 +26,16 @@ class Output:
     whole output is one piece, unless its log probabilities would make that too large for a message.
     """
 
-    def __init__(self, rid: str, head: StreamHead, text: TextStream | None, interval: int | None) -> None:
+    def __init__(
+        self, rid: str, head: StreamHead, text: TextStream | None, interval: int | None, source: str = ""
+    ) -> None:
+        """source: the scheduler that serves it."""
+        self.source = source
+        self.again = head.again
+        self._heard = head.said  # tokens so far
+        self._heard_prompt = 0  # log probabilities of the prompt so far
+        self._known = 0  # tokens, of those that come, that have been heard before ...
+        self._known_prompt = 0  # ... and such log probabilities
         self._rid = rid
         self._head: StreamHead | None = head
         self._text = text
@@ -40,8 +51,18 @@ class Output:
         self._prompt: list[TokenLogprob] = []
         self._numbers = 0  # log probabilities in _output and _prompt
 
+    def resume(self, head: StreamHead, source: str) -> None:
+        """Another scheduler goes on with it, from behind the first head.said tokens: what it repeats is dropped."""
+        self.source, self.again = source, head.again
+        self._known = self._heard - head.said
+        self._known_prompt = self._heard_prompt
+
     def push(self, delta: TokenDelta) -> TextDelta | None:
         """Take what the scheduler sent; return the piece that is due now. A piece with a finish is the last one."""
+        if self._known or self._known_prompt:
+            delta = self._unknown(delta)
+        self._heard += len(delta.tokens)
+        self._heard_prompt += len(delta.prompt)
         if delta.prompt or delta.output:
             self._numbers += count_logprobs(delta)
             self._prompt += delta.prompt
@@ -54,6 +75,15 @@ class Output:
         if finish is not None or self._is_due():
             return self._piece(finish, delta.retractions)
         return None
+
+    def _unknown(self, delta: TokenDelta) -> TokenDelta:
+        """What of `delta` has not been heard before."""
+        tokens, prompt = min(self._known, len(delta.tokens)), min(self._known_prompt, len(delta.prompt))
+        self._known -= tokens
+        self._known_prompt -= prompt
+        return msgspec.structs.replace(
+            delta, tokens=delta.tokens[tokens:], output=delta.output[tokens:], prompt=delta.prompt[prompt:]
+        )
 
     def _is_due(self) -> bool:
         if self._numbers >= PIECE_LOGPROBS:

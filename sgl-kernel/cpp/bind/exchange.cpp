@@ -78,14 +78,16 @@ class CarriedMailboxes : public Mailboxes {
   nb::callable post_, take_;
 };
 
-Placement placement_of(const std::vector<std::vector<std::pair<int, int>>>& copies, std::vector<int32_t> held) {
+std::shared_ptr<const Placement> placement_of(const std::vector<std::vector<std::pair<int, int>>>& copies,
+                                              std::vector<int32_t> held) {
   Placement placement;
   placement.held = std::move(held);
   for (const auto& places : copies) {
     placement.copies.emplace_back();
     for (const auto& [rank, slot] : places) placement.copies.back().push_back({rank, slot});
   }
-  return placement;
+  placement.check(int(placement.held.size()));
+  return std::make_shared<const Placement>(std::move(placement));
 }
 
 /// An exchange of arrays from Python, which are kept until they are no longer read.
@@ -93,7 +95,8 @@ class ArrayExchange : public Exchange {
  public:
   using Exchange::Exchange;
 
-  void dispatch(const ReadArray& x_array, const ReadArray& chosen_array, int64_t first) {
+  void dispatch(const ReadArray& x_array, const ReadArray& chosen_array,
+                const std::shared_ptr<const Placement>& placement) {
     const Matrix x = bind::matrix(x_array, "x"), chosen = bind::matrix(chosen_array, "chosen");
     if (x.type != DType::f32 && x.type != DType::bf16 && x.type != DType::f16) {
       refuse("x: expected float32, bfloat16 or float16");
@@ -101,9 +104,10 @@ class ArrayExchange : public Exchange {
     if (chosen.type != DType::i32 || chosen.rows != x.rows || chosen.ld != chosen.columns) {
       refuse("chosen: expected [tokens, experts per token] int32");
     }
+    if (int(placement->held.size()) != size()) refuse("a placement for another number of ranks");
     const int32_t* const ids = static_cast<const int32_t*>(chosen.data);
     for (int64_t i = 0; i < chosen.rows * chosen.columns; ++i) {
-      if (ids[i] < 0 || ids[i] >= int64_t(placement().copies.size())) refuse("chosen: no such expert");
+      if (ids[i] < 0 || ids[i] >= int64_t(placement->copies.size())) refuse("chosen: no such expert");
     }
     x_ = x_array;
     type_ = x.type;
@@ -111,7 +115,7 @@ class ArrayExchange : public Exchange {
     tokens_ = x.rows;
     per_token_ = chosen.columns;
     const nb::gil_scoped_release free;
-    Exchange::dispatch({x.row(0), x.type, x.rows, x.columns, x.ld * bytes_of(x.type)}, ids, per_token_, first);
+    Exchange::dispatch({x.row(0), x.type, x.rows, x.columns, x.ld * bytes_of(x.type)}, ids, per_token_, placement);
   }
 
   std::vector<int64_t> arrived() {
@@ -215,6 +219,8 @@ ML_BIND(exchange) {
         const Buffer& memory = nb::cast<const CarriedMailboxes&>(self).memory();
         return bytes_at(memory.data(), memory.bytes(), self);
       });
+  nb::class_<Placement>(m, "Placement")
+      .def_static("of", &placement_of, "copies"_a, "held"_a);
   nb::class_<Exchange>(m, "ExchangeBase")
       .def_prop_ro("rank", &Exchange::rank)
       .def_prop_ro("size", &Exchange::size)
@@ -222,15 +228,12 @@ ML_BIND(exchange) {
   nb::class_<ArrayExchange, Exchange>(m, "Exchange")
       .def(
           "__init__",
-          [](ArrayExchange* self, std::shared_ptr<Mailboxes> boxes,
-             const std::vector<std::vector<std::pair<int, int>>>& copies, std::vector<int32_t> held,
-             const std::string& payload) {
+          [](ArrayExchange* self, std::shared_ptr<Mailboxes> boxes, const std::string& payload) {
             if (payload != "plain" && payload != "int8") refuse("payload: expected plain or int8, got " + payload);
-            new (self) ArrayExchange(std::move(boxes), placement_of(copies, std::move(held)),
-                                     payload == "int8" ? Payload::int8 : Payload::plain);
+            new (self) ArrayExchange(std::move(boxes), payload == "int8" ? Payload::int8 : Payload::plain);
           },
-          "boxes"_a, "copies"_a, "held"_a, "payload"_a = "plain")
-      .def("dispatch", &ArrayExchange::dispatch, "x"_a, "chosen"_a, "first"_a = 0)
+          "boxes"_a, "payload"_a = "plain")
+      .def("dispatch", &ArrayExchange::dispatch, "x"_a, "chosen"_a, "placement"_a)
       .def("arrived", &ArrayExchange::arrived)
       .def("rows", &ArrayExchange::rows, "out"_a)
       .def("give_back", &ArrayExchange::give_back, "z"_a)

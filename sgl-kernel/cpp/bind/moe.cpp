@@ -90,21 +90,31 @@ ML_BIND(moe) {
             new (self) Gating(gating_of(experts_per_token, normalise, sigmoid, scale, groups, groups_kept));
           },
           "experts_per_token"_a, "normalise"_a, "sigmoid"_a, "scale"_a, "groups"_a, "groups_kept"_a);
-  nb::class_<Moe>(m, "Moe").def_prop_ro("size", &Moe::size);
+  nb::class_<Moe>(m, "Moe")
+      .def_prop_ro("size", &Moe::size)
+      .def(
+          "hold",
+          [](Moe& self, std::shared_ptr<const Placement> placement, std::vector<PackedWeight> gate_up,
+             std::vector<PackedWeight> down) {
+            self.hold({std::move(placement), std::move(gate_up), std::move(down)});
+          },
+          "placement"_a.none(), "gate_up"_a, "down"_a)
+      .def("take_counts", &Moe::take_counts);
   m.def(
       "moe",
       [](const PackedWeight& router, std::vector<float> bias, std::vector<PackedWeight> gate_up,
          std::vector<PackedWeight> down, std::vector<PackedWeight> shared, std::vector<PackedWeight> shared_gate,
          const Gating& gating, const std::string& act, std::shared_ptr<Ranks> ranks,
-         std::vector<std::shared_ptr<Exchange>> lanes, bool own_tokens, std::shared_ptr<Ranks> peers) {
-        MoeWeights weights{router,          std::move(bias),   std::move(gate_up),
-                           std::move(down), std::move(shared), std::move(shared_gate)};
-        return Moe(std::move(weights), gating, gate_named(act), std::move(ranks), std::move(lanes), own_tokens,
-                   std::move(peers));
+         std::vector<std::shared_ptr<Exchange>> lanes, std::shared_ptr<const Placement> placement, bool own_tokens,
+         std::shared_ptr<Ranks> peers) {
+        MoeWeights weights{router, std::move(bias), std::move(shared), std::move(shared_gate)};
+        HeldExperts held{std::move(placement), std::move(gate_up), std::move(down)};
+        return Moe(std::move(weights), std::move(held), gating, gate_named(act), std::move(ranks), std::move(lanes),
+                   own_tokens, std::move(peers));
       },
       "router"_a, "bias"_a, "gate_up"_a, "down"_a, "shared"_a, "shared_gate"_a, "gating"_a, "act"_a,
-      "ranks"_a = nb::none(), "lanes"_a = std::vector<std::shared_ptr<Exchange>>(), "own_tokens"_a = false,
-      "peers"_a = nb::none());
+      "ranks"_a = nb::none(), "lanes"_a = std::vector<std::shared_ptr<Exchange>>(), "placement"_a = nb::none(),
+      "own_tokens"_a = false, "peers"_a = nb::none());
   m.def("run_moe", &run, "moe"_a, "x"_a, "y"_a, "residual"_a.none());
   m.def("top_experts", &choose, "logits"_a, "gating"_a, "bias"_a.none(), "weights"_a, "experts"_a);
 }

@@ -47,27 +47,19 @@ void decode(const char* from, int64_t columns, T* to) {
 
 }  // namespace
 
-Placement Placement::even(int64_t experts, int ranks) {
-  Placement placement;
-  for (int rank = 0; rank < ranks; ++rank) {
-    const int64_t begin = share_begin(experts, rank, ranks), end = share_begin(experts, rank + 1, ranks);
-    for (int64_t expert = begin; expert < end; ++expert) placement.copies.push_back({{rank, int32_t(expert - begin)}});
-    placement.held.push_back(int32_t(end - begin));
-  }
-  return placement;
-}
-
-Exchange::Exchange(std::shared_ptr<Mailboxes> boxes, Placement placement, Payload payload)
-    : boxes_(std::move(boxes)), placement_(std::move(placement)), payload_(payload) {
-  if (int(placement_.held.size()) != size()) throw std::invalid_argument("a placement for another number of ranks");
-  for (const auto& copies : placement_.copies) {
-    if (copies.empty()) throw std::invalid_argument("an expert is nowhere");
-    for (const Copy& copy : copies) {
-      if (copy.rank < 0 || copy.rank >= size() || copy.slot < 0 || copy.slot >= placement_.held[size_t(copy.rank)]) {
+void Placement::check(int ranks) const {
+  if (int(held.size()) != ranks) throw std::invalid_argument("a placement for another number of ranks");
+  for (const auto& places : copies) {
+    if (places.empty()) throw std::invalid_argument("an expert is nowhere");
+    for (const Copy& copy : places) {
+      if (copy.rank < 0 || copy.rank >= ranks || copy.slot < 0 || copy.slot >= held[size_t(copy.rank)]) {
         throw std::invalid_argument("no such place for an expert");
       }
     }
   }
+}
+
+Exchange::Exchange(std::shared_ptr<Mailboxes> boxes, Payload payload) : boxes_(std::move(boxes)), payload_(payload) {
   out_.resize(size_t(size()));
   in_.resize(size_t(size()));
   in_rows_.resize(size_t(size()));
@@ -83,10 +75,13 @@ int64_t Exchange::most_tokens(int64_t row_bytes, int64_t per_token) const {
   return (boxes_->box_bytes() - int64_t(sizeof(Head)) - kLine) / std::max(there, back);
 }
 
-void Exchange::dispatch(const TokenRows& x, const int32_t* chosen, int64_t per_token, int64_t first) {
+void Exchange::dispatch(const TokenRows& x, const int32_t* chosen, int64_t per_token,
+                        std::shared_ptr<const Placement> placement) {
   if (x.count > most_tokens(x.bytes(), per_token)) throw std::invalid_argument("more tokens than a box holds");
   x_ = x;
   row_bytes_ = x.bytes();
+  placement_ = std::move(placement);
+  if (turns_.size() < placement_->copies.size()) turns_.resize(placement_->copies.size(), uint32_t(rank()));
   for (Outgoing& out : out_) {
     out.tokens.clear();
     out.pairs.clear();
@@ -94,8 +89,8 @@ void Exchange::dispatch(const TokenRows& x, const int32_t* chosen, int64_t per_t
   sent_.resize(size_t(x.count * per_token));
   for (int64_t i = 0; i < x.count * per_token; ++i) {
     const int32_t token = int32_t(i / per_token);
-    const auto& copies = placement_.copies.at(size_t(chosen[i]));
-    const Copy copy = copies[size_t(first + token) % copies.size()];
+    const auto& copies = placement_->copies.at(size_t(chosen[i]));
+    const Copy copy = copies.size() == 1 ? copies[0] : copies[turns_[size_t(chosen[i])]++ % copies.size()];
     Outgoing& out = out_[size_t(copy.rank)];
     if (out.tokens.empty() || out.tokens.back() != token) out.tokens.push_back(token);
     sent_[size_t(i)] = {copy.rank, int32_t(out.pairs.size())};
@@ -172,7 +167,7 @@ void Exchange::read_message(int from, const char*& rows, std::vector<Pair>& pair
   pairs.resize(size_t(head.pairs));
   if (head.pairs > 0) std::memcpy(pairs.data(), letter.data + sizeof head, pairs.size() * sizeof(Pair));
   for (const Pair& pair : pairs) {
-    if (pair.row < 0 || pair.row >= head.rows || pair.slot < 0 || pair.slot >= placement_.held[size_t(rank())]) {
+    if (pair.row < 0 || pair.row >= head.rows || pair.slot < 0 || pair.slot >= placement_->held[size_t(rank())]) {
       throw std::runtime_error("the message of rank " + std::to_string(from) + " names what is not there");
     }
   }
@@ -181,7 +176,7 @@ void Exchange::read_message(int from, const char*& rows, std::vector<Pair>& pair
 
 const std::vector<int64_t>& Exchange::arrived() {
   std::vector<int64_t>& begin = begin_;
-  begin.assign(size_t(placement_.held[size_t(rank())]) + 1, 0);
+  begin.assign(size_t(placement_->held[size_t(rank())]) + 1, 0);
   for (int from = 0; from < size(); ++from) {
     if (from == rank()) {
       in_[size_t(from)] = out_[size_t(from)].pairs;

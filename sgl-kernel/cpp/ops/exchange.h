@@ -22,13 +22,13 @@ struct Copy {
   int32_t slot;
 };
 
-/// Where all experts are. Several copies share the tokens of an expert.
+/// Where all experts of a layer are. Several copies share the tokens of an expert.
 struct Placement {
   std::vector<std::vector<Copy>> copies;  // by expert
   std::vector<int32_t> held;              // by rank, the number of slots
 
-  /// Each of `ranks` ranks has its share (share_begin) of `experts`.
-  static Placement even(int64_t experts, int ranks);
+  /// Throws std::invalid_argument when it is not for so many ranks, or names a rank or a slot that does not exist.
+  void check(int ranks) const;
 };
 
 /// Rows of tokens.
@@ -48,21 +48,20 @@ enum class Payload { plain, int8 };
 
 class Exchange {
  public:
-  /// Throws std::invalid_argument when the placement names a rank or a slot that does not exist.
-  Exchange(std::shared_ptr<Mailboxes> boxes, Placement placement, Payload payload = Payload::plain);
+  explicit Exchange(std::shared_ptr<Mailboxes> boxes, Payload payload = Payload::plain);
 
   int rank() const { return boxes_->rank(); }
   int size() const { return boxes_->size(); }
-  const Placement& placement() const { return placement_; }
 
   /// The most tokens that a rank may dispatch at a time.
   int64_t most_tokens(int64_t row_bytes, int64_t per_token) const;
 
-  /// Sends the rows x to where the experts chosen [x.count, per_token] are. first: the number of the first token in the
-  /// batch, by which copies of an expert share their tokens. x stays as it is until `give_back`. Throws RankLost.
-  void dispatch(const TokenRows& x, const int32_t* chosen, int64_t per_token, int64_t first);
+  /// Sends the rows x to where the experts chosen [x.count, per_token] are: the copies of an expert take turns. All ranks
+  /// give the same placement, one that `check` has passed for them. x stays as it is until `give_back`. Throws RankLost.
+  void dispatch(const TokenRows& x, const int32_t* chosen, int64_t per_token,
+                std::shared_ptr<const Placement> placement);
 
-  /// Waits for the rows of all ranks: [held + 1], those of slot s are [begin[s], begin[s + 1]). Throws RankLost;
+  /// Waits for the rows of all ranks: [slots + 1], those of slot s are [begin[s], begin[s + 1]). Throws RankLost;
   /// std::runtime_error when a message makes no sense.
   const std::vector<int64_t>& arrived();
 
@@ -102,8 +101,9 @@ class Exchange {
   void read_message(int from, const char*& rows, std::vector<Pair>& pairs);
 
   std::shared_ptr<Mailboxes> boxes_;
-  Placement placement_;
   const Payload payload_;
+  std::shared_ptr<const Placement> placement_;  // of what is under way
+  std::vector<uint32_t> turns_;                 // by expert, of its copies
   TokenRows x_{};
   int64_t row_bytes_ = 0;
   std::vector<char> coded_;                  // own rows in the form in which they would travel

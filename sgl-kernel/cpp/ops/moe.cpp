@@ -7,7 +7,6 @@
 
 #include "base/pieces.h"
 #include "base/pool.h"
-#include "ops/experts.h"
 #include "ops/moe_part.h"
 
 namespace ml {
@@ -19,6 +18,11 @@ constexpr int64_t kMaxPlaces = 16384;
 
 void need(bool right, const char* what) {
   if (!right) throw std::invalid_argument(std::string("mixture of experts: ") + what);
+}
+
+/// Whether the two are an expert of a model of this size.
+bool fit(const PackedWeight& gate_up, const PackedWeight& down, int64_t size) {
+  return gate_up.gated && gate_up.k == size && down.n == size && down.k == gate_up.columns();
 }
 
 /// (token, j) pairs sorted by expert, those of one expert by token. Places are positions in that order.
@@ -42,11 +46,11 @@ struct Order {
 
 }  // namespace
 
-Moe::Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks,
+Moe::Moe(MoeWeights weights, HeldExperts held, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks,
          std::vector<std::shared_ptr<Exchange>> lanes, bool own_tokens, std::shared_ptr<Ranks> peers)
     : weights_(std::move(weights)), gating_(gating), act_(act), ranks_(std::move(ranks)), lanes_(std::move(lanes)),
       own_tokens_(own_tokens), peers_(std::move(peers)) {
-  const auto& [router, bias, gate_up, down, shared, shared_gate] = weights_;
+  const auto& [router, bias, shared, shared_gate] = weights_;
   const int64_t experts = router.n, size = router.k;
   need(experts >= 1 && experts <= kMaxExperts, "between 1 and 1024 experts");
   need(gating.experts_per_token >= 1 && gating.experts_per_token <= experts, "experts_per_token is out of range");
@@ -56,30 +60,48 @@ Moe::Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_p
   need(bias.empty() || int64_t(bias.size()) == experts, "one router bias per expert");
   need(!own_tokens || !lanes_.empty(), "tokens of one's own need an exchange to travel by");
   need(!peers_ || own_tokens, "who has no tokens of one's own has them in common with all");
-  int64_t held = ranks_ ? share_begin_of(ranks_->rank() + 1) - share_begin_of(ranks_->rank()) : experts;
   for (const auto& lane : lanes_) {
     need(ranks_ && lane->rank() == ranks_->rank() && lane->size() == ranks_->size(), "an exchange among other ranks");
-    need(int64_t(lane->placement().copies.size()) == experts, "an exchange for another number of experts");
-    held = lane->placement().held[size_t(lane->rank())];
   }
-  need(held >= 1, "more ranks than experts");
-  need(int64_t(gate_up.size()) == held && int64_t(down.size()) == held, "one gate_up and one down per expert");
   need(shared.empty() || shared.size() == 2, "the shared expert is a gate_up and a down");
+  need(shared.empty() || fit(shared[0], shared[1], size), "an expert's shapes do not fit");
   need(shared_gate.empty() || (!shared.empty() && shared_gate[0].n == 1 && shared_gate[0].k == size),
        "the shared expert's gate has one row of the model's size");
-  std::vector<std::pair<const PackedWeight*, const PackedWeight*>> pairs;
-  for (int64_t e = 0; e < held; ++e) pairs.emplace_back(&gate_up[size_t(e)], &down[size_t(e)]);
-  if (!shared.empty()) pairs.emplace_back(&shared[0], &shared[1]);
-  for (const auto& [up, out] : pairs) {
-    need(up->gated && up->k == size && out->n == size && out->k == up->columns(), "an expert's shapes do not fit");
+  check(held);
+  present_ = std::make_shared<Present>(Present{std::move(held), std::vector<int64_t>(size_t(experts))});
+}
+
+void Moe::check(const HeldExperts& held) const {
+  const auto& [placement, gate_up, down] = held;
+  int64_t slots = ranks_ ? share_begin_of(ranks_->rank() + 1) - share_begin_of(ranks_->rank()) : weights_.router.n;
+  need(lanes_.empty() == (placement == nullptr), "a placement is for experts to which tokens travel");
+  if (placement) {
+    placement->check(ranks_->size());
+    need(int64_t(placement->copies.size()) == weights_.router.n, "a placement for another number of experts");
+    slots = placement->held[size_t(ranks_->rank())];
   }
-  for (int64_t e = 1; e < held; ++e) {
-    need(gate_up[size_t(e)].n == gate_up[0].n && gate_up[size_t(e)].kind == gate_up[0].kind &&
-             down[size_t(e)].kind == down[0].kind,
+  need(slots >= 1, "more ranks than experts");
+  need(int64_t(gate_up.size()) == slots && int64_t(down.size()) == slots, "one gate_up and one down per expert");
+  for (size_t slot = 0; slot < gate_up.size(); ++slot) {
+    need(fit(gate_up[slot], down[slot], size()), "an expert's shapes do not fit");
+    need(gate_up[slot].n == gate_up[0].n && gate_up[slot].kind == gate_up[0].kind && down[slot].kind == down[0].kind,
          "all experts have one shape and one kind of weight");
   }
   need(prepared_alike(gate_up) && prepared_alike(down), "all experts have one kind of columns");
 }
+
+void Moe::hold(HeldExperts held) {
+  check(held);
+  present_->held = std::move(held);
+}
+
+std::vector<int64_t> Moe::take_counts() {
+  std::vector<int64_t> found(size_t(weights_.router.n));
+  found.swap(present_->counts);
+  return found;
+}
+
+Experts Moe::experts() const { return {held().gate_up, held().down, act_}; }
 
 void Moe::run(const void* x, int64_t ldx, void* y, int64_t ldy, const void* residual, int64_t ld_residual, DType type,
               int64_t rows) const {
@@ -114,12 +136,14 @@ void Moe::route(const Part& part, const Routed& to) const {
   gemm(weights_.router, part.x, part.type, part.ldx, to.logits, DType::f32, experts, part.rows, {});
   const float* bias = weights_.router_bias.empty() ? nullptr : weights_.router_bias.data();
   top_experts({&gating_, to.logits, bias, experts, to.weights, to.chosen}, part.rows);
+  std::vector<int64_t>& counts = present_->counts;
+  for (int64_t i = 0; i < part.rows * gating_.experts_per_token; ++i) ++counts[size_t(to.chosen[i])];
 }
 
 void Moe::run_part(const Part& part) const {
   const int64_t rows = part.rows, per_token = gating_.experts_per_token, places = rows * per_token;
   const int64_t bytes = size() * bytes_of(part.type);
-  const Experts experts{weights_.gate_up, weights_.down, act_};
+  const Experts experts = this->experts();
 
   Routed routed{};
   char *sorted = nullptr, *z = nullptr;
@@ -142,7 +166,7 @@ void Moe::run_part(const Part& part) const {
   order.sort(routed.chosen, rows, per_token, weights_.router.n);
   const int64_t first = ranks_ ? share_begin_of(ranks_->rank()) : 0;
   const auto begin = order.begin.begin() + first;
-  const std::vector<int64_t> own(begin, begin + int64_t(weights_.down.size()) + 1);
+  const std::vector<int64_t> own(begin, begin + int64_t(experts.down.size()) + 1);
   PreparedRows x{part.x, part.type, 0};  // a single row is all there is: every expert reads it where it lies
   if (rows > 1) {
     side_by_side(own.front(), own.back(), bytes, sorted, [&](int64_t place, char* to) {

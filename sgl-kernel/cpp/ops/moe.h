@@ -11,6 +11,7 @@
 #include "base/pieces.h"
 #include "base/ranks.h"
 #include "ops/exchange.h"
+#include "ops/experts.h"
 #include "ops/gemm.h"
 #include "ops/table.h"
 
@@ -58,20 +59,25 @@ struct MoeOps {
   void (*combine)(const Combine&, int64_t first, int64_t last);
 };
 
-/// The weights of one layer.
+/// The weights of one layer that stay.
 struct MoeWeights {
   PackedWeight router;                    // [E, M]
   std::vector<float> router_bias;         // [E], or empty
-  std::vector<PackedWeight> gate_up;      // per expert [2F, M], gated
-  std::vector<PackedWeight> down;         // per expert [M, F]
   std::vector<PackedWeight> shared;       // of the expert that every token visits: gate_up, down; or empty
   std::vector<PackedWeight> shared_gate;  // [1, M], or empty: its weight is 1
 };
 
+/// The experts of one layer that are on this rank.
+struct HeldExperts {
+  std::shared_ptr<const Placement> placement;  // of all; null where nothing travels: each rank has its share
+  std::vector<PackedWeight> gate_up;           // by slot [2F, M], gated
+  std::vector<PackedWeight> down;              // by slot [M, F]
+};
+
 class Moe {
  public:
-  /// ranks: each holds its share (share_begin) of the experts in gate_up and down, computes those, and gets the products
-  /// of the others before they are combined: every rank gets the bits of one that holds all. null: this one does.
+  /// ranks: each holds its share (share_begin) of the experts, computes those, and gets the products of the others before
+  /// they are combined: every rank gets the bits of one that holds all. null: this one does.
   ///
   /// lanes: exchanges among the same ranks, over which each has its share of the tokens computed where the experts are
   /// placed, and gets the results of all; same bits. With two of them one half of the tokens travels while the other is
@@ -81,10 +87,17 @@ class Moe {
   /// have the same tokens, equally many for every rank: each sees to its share of them, and gets the results of all.
   /// null: nobody has.
   ///
-  /// Throws std::invalid_argument when the shapes do not go together.
-  Moe(MoeWeights weights, const Gating& gating, Activation act, std::shared_ptr<Ranks> ranks = nullptr,
-      std::vector<std::shared_ptr<Exchange>> lanes = {}, bool own_tokens = false,
-      std::shared_ptr<Ranks> peers = nullptr);
+  /// Copies of a Moe have their experts in common. Throws std::invalid_argument when the shapes do not go together.
+  Moe(MoeWeights weights, HeldExperts held, const Gating& gating, Activation act,
+      std::shared_ptr<Ranks> ranks = nullptr, std::vector<std::shared_ptr<Exchange>> lanes = {},
+      bool own_tokens = false, std::shared_ptr<Ranks> peers = nullptr);
+
+  /// Goes on with these experts; all ranks do so between the same two runs, with the same placement. Throws
+  /// std::invalid_argument as the constructor does, and keeps what it has then.
+  void hold(HeldExperts held);
+
+  /// How often each expert [E] was chosen since the last call, by the tokens that this rank sees to.
+  std::vector<int64_t> take_counts();
 
   /// y = moe(x) + residual. x, y: [rows, M] of `type` (f32, bf16, f16), ld elements apart; residual null: none; y may
   /// be the residual but not x. Uses scratch slot 2 of the calling thread. Ranks with own_tokens run it equally often,
@@ -100,13 +113,20 @@ class Moe {
   struct Routed;
   struct Shared;
   struct Half;
+  struct Present {  // what changes while the layer is served
+    HeldExperts held;
+    std::vector<int64_t> counts;  // by expert, see take_counts
+  };
+  void check(const HeldExperts& held) const;
+  const HeldExperts& held() const { return present_->held; }
+  Experts experts() const;
   void run_part(const Part& part) const;
   void run_exchanged(const Part& part) const;
   void run_own(const Part& part, int64_t step) const;
   void run_own_round(const Part& part) const;
   int64_t most_rows(int64_t own) const;
   void run_halves(std::vector<Half>&& halves) const;
-  Half begin_half(Exchange& exchange, const Part& part, int64_t first) const;
+  Half begin_half(Exchange& exchange, const Part& part) const;
   void serve(const Half& half) const;
   void finish(const Half& half) const;
   static void gather_rows(Ranks& ranks, const Part& part, int64_t size);
@@ -125,6 +145,7 @@ class Moe {
   std::vector<std::shared_ptr<Exchange>> lanes_;
   bool own_tokens_;
   std::shared_ptr<Ranks> peers_;
+  std::shared_ptr<Present> present_;
 };
 
 void top_experts(const GatingRows& op, int64_t rows);

@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "base/pieces.h"
-#include "ops/experts.h"
 #include "ops/moe.h"
 #include "ops/moe_part.h"
 
@@ -31,7 +30,7 @@ void Moe::run_exchanged(const Part& part) const {
   for (int i = 0; i < count; ++i) {
     const int64_t first = share_begin(own, i, count), last = share_begin(own, i + 1, count);
     char* const to = mine + first * size() * bytes_of(part.type);
-    halves.push_back(begin_half(*lanes_[size_t(i)], part.some(begin + first, begin + last, to, size()), begin + first));
+    halves.push_back(begin_half(*lanes_[size_t(i)], part.some(begin + first, begin + last, to, size())));
   }
   run_halves(std::move(halves));
   gather_rows(*ranks_, part, size());
@@ -65,7 +64,7 @@ void Moe::run_own_round(const Part& part) const {
   for (int i = 0; i < count; ++i) {
     const int64_t first = share_begin(own, i, count), last = share_begin(own, i + 1, count);
     Part some = part.some(begin + first, begin + last, to + first * ld * bytes_of(part.type), ld);
-    halves.push_back(begin_half(*lanes_[size_t(i)], some, begin + first));
+    halves.push_back(begin_half(*lanes_[size_t(i)], some));
   }
   run_halves(std::move(halves));
 }
@@ -83,8 +82,8 @@ int64_t Moe::most_rows(int64_t own) const {
   return most;
 }
 
-/// Chooses experts and sends the tokens to them. first: the number of the first token in the batch.
-Moe::Half Moe::begin_half(Exchange& exchange, const Part& part, int64_t first) const {
+/// Chooses experts and sends the tokens to them.
+Moe::Half Moe::begin_half(Exchange& exchange, const Part& part) const {
   Half half{&exchange, part, {}, {}};
   const auto share_out = [&](Pieces pieces) {
     half.routed = take_routed(pieces, part.rows);
@@ -95,14 +94,14 @@ Moe::Half Moe::begin_half(Exchange& exchange, const Part& part, int64_t first) c
   if (part.rows > 0) route(part, half.routed);
   const int64_t item = bytes_of(part.type);
   exchange.dispatch({part.x, part.type, part.rows, size(), part.ldx * item}, half.routed.chosen,
-                    gating_.experts_per_token, first);
+                    gating_.experts_per_token, held().placement);
   return half;
 }
 
 /// Computes the tokens that came for the experts held here, and, while others do, the expert that all visit.
 void Moe::serve(const Half& half) const {
   const std::vector<int64_t>& begin = half.exchange->arrived();
-  const Experts experts{weights_.gate_up, weights_.down, act_};
+  const Experts experts = this->experts();
   const int64_t places = begin.back(), bytes = size() * bytes_of(half.part.type);
   char *sorted = nullptr, *z = nullptr;
   ExpertsMemory memory{};

@@ -5,4 +5,5 @@ from sgl_kernel import _C
 Mailboxes = _C.Mailboxes
 SharedMailboxes = _C.SharedMailboxes
 CarriedMailboxes = _C.CarriedMailboxes
+Placement = _C.Placement
 Exchange = _C.Exchange

@@ -55,27 +55,27 @@ class CarriedMailboxes(Mailboxes):
     def memory(self) -> NDArray[uint8]:
         """That of all messages which it sends."""
 
+class Placement:
+    """Where all experts of a layer are."""
+
+    @staticmethod
+    def of(copies: Sequence[Sequence[tuple[int, int]]], held: Sequence[int]) -> Placement:
+        """copies: by expert, (rank, slot) of each of its copies. held: by rank, the number of slots. ValueError."""
+
 class Exchange:
     """See cpp/ops/exchange.h. Calls come in this order, and on all ranks.
 
-    copies: by expert, (rank, slot) of each of its copies. held: by rank, the number of slots. payload: in what form
-    rows travel to their experts, "plain" or "int8".
+    payload: in what form rows travel to their experts, "plain" or "int8".
     """
 
     rank: int
     size: int
-    def __init__(
-        self,
-        boxes: Mailboxes,
-        copies: Sequence[Sequence[tuple[int, int]]],
-        held: Sequence[int],
-        payload: str = "plain",
-    ) -> None: ...
+    def __init__(self, boxes: Mailboxes, payload: str = "plain") -> None: ...
     def most_tokens(self, row_bytes: int, per_token: int) -> int:
         """The most that a rank may dispatch at a time."""
 
-    def dispatch(self, x: Any, chosen: Any, first: int = 0) -> None:
-        """Send x [T, M] to the experts chosen [T, X] int32. first: the number of the first token in the batch."""
+    def dispatch(self, x: Any, chosen: Any, placement: Placement) -> None:
+        """Send x [T, M] to the experts chosen [T, X] int32, whose copies take turns. placement: on all ranks equal."""
 
     def arrived(self) -> list[int]:
         """Wait for the rows of all: those of slot s are [begin[s], begin[s + 1])."""

@@ -45,23 +45,28 @@ def moe(
     shared_gate: Any = None,
     ranks: Any = None,
     lanes: Sequence[Any] = (),
+    placement: Any = None,
     own_tokens: bool = False,
     peers: Any = None,
 ) -> Any:
     """One layer of experts, for `run_moe`. All weights are PackedWeights; ValueError when they do not go together.
 
-    router: [E, M]. gate_up: E gated weights [2F, M]. down: E weights [M, F]. shared: the gate_up and the down of an
-    expert that every token visits, weighted by the sigmoid of `shared_gate` [1, M] when there is one.
+    router: [E, M]. gate_up: gated weights [2F, M] of the experts here. down: theirs [M, F]. shared: the gate_up and the
+    down of an expert that every token visits, weighted by the sigmoid of `shared_gate` [1, M] when there is one.
     act: silu, gelu_tanh, gelu_erf, relu, or bounded with the bounds of the weights (`PackedWeight.with_bounds`).
     ranks: each holds only experts [E * rank // size, E * (rank + 1) // size), and all run the layer together, with the
-    same x. lanes: exchanges (see `sgl_kernel.exchange`) over which each rank has its share of the tokens computed; the
-    experts are where those say. With two, one half of the tokens travels while the other is computed. own_tokens: every
-    rank runs the layer equally often, but with an x of its own, of any number of rows. peers: Ranks that have the same
-    x nevertheless, equally many for every rank.
+    same x. lanes: exchanges (see `sgl_kernel.exchange`) over which each rank has its share of the tokens computed where
+    the experts are, which `placement` says. With two, one half of the tokens travels while the other is computed.
+    own_tokens: every rank runs the layer equally often, but with an x of its own, of any number of rows. peers: Ranks
+    that have the same x nevertheless, equally many for every rank.
+
+    The layer goes on with other experts after `hold(placement, gate_up, down)`, which all ranks call between the same
+    two runs; `take_counts()` says how often each expert was chosen since the last time, by the tokens that this rank
+    sees to.
     """
     gates = [] if shared_gate is None else [shared_gate]
     weights = (router, list(router_bias), list(gate_up), list(down), list(shared), gates)
-    return _C.moe(*weights, gating, act, ranks, list(lanes), own_tokens, peers)
+    return _C.moe(*weights, gating, act, ranks, list(lanes), placement, own_tokens, peers)
 
 
 def run_moe(moe: Any, x: Any, y: Any, residual: Any = None) -> None:

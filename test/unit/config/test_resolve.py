@@ -173,9 +173,17 @@ def test_int8_travels_by_mooncake_only():
 def test_an_elastic_server_is_a_plain_one():
     plain = ServerArgs(tp_size=2, elastic_ep_backend="mooncake")
     resolve(plain, EXPERTS)
-    for other, name in (({"disaggregation_mode": "prefill"}, "--disaggregation-mode"), ({"dp_size": 2}, "--dp-size")):
+    resolve(dataclasses.replace(plain, dp_size=2), EXPERTS)
+    for other, name in (({"disaggregation_mode": "prefill"}, "--disaggregation-mode"), ({"pp_size": 2}, "--pp-size")):
         with pytest.raises(ConfigError, match=name):
             resolve(dataclasses.replace(plain, **other), EXPERTS)
+
+
+def test_elastic_copies_that_share_experts_are_one_rank_each():
+    shared = ServerArgs(tp_size=2, dp_size=2, enable_dp_attention=True, elastic_ep_backend="mooncake")
+    resolve(shared, MIXTURE)
+    with pytest.raises(ConfigError, match="copies of one rank each"):
+        resolve(dataclasses.replace(shared, tp_size=4), MIXTURE)
 
 
 def test_ranks_that_can_be():

@@ -14,7 +14,7 @@ from rank_threads import on_every_rank
 from moonlang.core.plan import Row, StepPlan, StepResult
 from moonlang.distributed.bells import Bells
 from moonlang.model_executor.progress import Progress
-from moonlang.model_executor.rounds import RoundExecutor
+from moonlang.model_executor.rounds import Meeting, RoundExecutor
 
 SIZE = 3
 DEADLINE_S = 30.0
@@ -38,7 +38,7 @@ class Rank:
         place = seat(folder, rank, SIZE)
         self.runner = Runner(together)
         bells = Bells(str(folder / "plans"), rank, SIZE)
-        self.executor = RoundExecutor(self.runner, 4, join(place), bells)
+        self.executor = RoundExecutor(self.runner, 4, Meeting(join(place), bells))
         self._closed = False
 
     def submit(self, *numbers: int, rows: bool = True) -> None:

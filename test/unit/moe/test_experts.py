@@ -54,7 +54,7 @@ def test_ranks_with_tokens_of_their_own(tmp_path: Path) -> None:
     def work(rank: int) -> list[torch.Tensor]:
         place = seat(tmp_path, rank, 2)
         experts = Experts(5, 24, 16, act="silu", dtype=torch.float32, shard=Shard(rank, 2))
-        held = slice(experts.part.start, experts.part.stop)
+        held = torch.tensor(experts.held)
         experts.gate_up_proj.copy_(whole.gate_up_proj[held])
         experts.down_proj.copy_(whole.down_proj[held])
         spec = ExchangeSpec(experts=5, per_token=3, columns=24, dtype=torch.float32)

@@ -82,7 +82,7 @@ class UiRoutes:
         figures = self._client.look()
         return [
             self._instance(replica, load, figures[replica].report())
-            for replica, load in enumerate(await loads.report(self._client))
+            for replica, load in (await loads.report(self._client)).items()
         ]
 
     def _instance(self, replica: int, load: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:

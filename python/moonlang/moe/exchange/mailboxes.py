@@ -13,14 +13,9 @@ from sgl_kernel.ranks import RankLostError
 from torch import Tensor
 
 from moonlang.base.errors import PeerError
+from moonlang.kernels.expert_weights import native
 from moonlang.moe.exchange.port import Arrived, ExchangeSpec
-
-
-def lane(spec: ExchangeSpec, boxes: Mailboxes) -> Exchange:
-    """Every rank holds its share of the experts."""
-    parts = spec.held(boxes.size)
-    copies = [[(rank, expert - part.start)] for rank, part in enumerate(parts) for expert in part]
-    return Exchange(boxes, copies, [len(part) for part in parts], spec.payload)
+from moonlang.moe.placement import Placement
 
 
 @contextmanager
@@ -36,15 +31,15 @@ class MailboxExchange:
 
     def __init__(self, spec: ExchangeSpec, boxes: Sequence[Mailboxes], close: Callable[[], None] | None = None) -> None:
         """boxes: of each lane. close: what to do at the end."""
-        self.native: Sequence[Any] = [lane(spec, one) for one in boxes]
+        self.native: Sequence[Any] = [Exchange(one, spec.payload) for one in boxes]
         self.most_tokens: int = self.native[0].most_tokens(spec.row_bytes, spec.per_token)
         self._close = close
         self._like = torch.empty(0)
 
-    def dispatch(self, x: Tensor, experts: Tensor) -> Arrived:
+    def dispatch(self, x: Tensor, experts: Tensor, placement: Placement) -> Arrived:
         exchange = self.native[0]
         with _peers():
-            exchange.dispatch(x.contiguous(), experts.int())
+            exchange.dispatch(x.contiguous(), experts.int(), native(placement))
             begin = exchange.arrived()
         rows = x.new_empty(begin[-1], x.shape[1])
         exchange.rows(rows)

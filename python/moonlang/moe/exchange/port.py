@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from moonlang.base.errors import PeerError
-from moonlang.config.shard import Shard
 from moonlang.core.seat import Seat
 from moonlang.distributed.group import Group
+from moonlang.moe.placement import Placement, even
 
 BOX_TOKENS = 512  # of a rank: the most that travel at a time
 _MOST_BOX_BYTES = 8 << 20  # unless a token is larger; every pair of ranks has two boxes
@@ -20,7 +20,7 @@ _LINE = 64
 
 
 class Arrived(NamedTuple):
-    """Rows [N, M] for the experts held here, those of the first one first; counts: how many there are for each."""
+    """Rows [N, M] for the slots of this rank, those of the first one first; counts: how many there are for each."""
 
     rows: Tensor
     counts: list[int]
@@ -29,8 +29,8 @@ class Arrived(NamedTuple):
 class ExpertExchange(Protocol):
     """Carries the tokens of one layer of experts at a time. All ranks make the same calls in the same order.
 
-    Every rank holds its share (`Shard.part`) of the experts, and has tokens of its own. Methods raise PeerError when a
-    rank has ended or does not answer; the exchange is of no use then.
+    Every rank has tokens of its own. Methods raise PeerError when a rank has ended or does not answer; the exchange is
+    of no use then.
     """
 
     most_tokens: int
@@ -39,8 +39,9 @@ class ExpertExchange(Protocol):
     """The same for the kernels of a program: as many `sgl_kernel.exchange.Exchange` as halves of a batch may be under
     way at a time. Empty: a program cannot use this backend."""
 
-    def dispatch(self, x: Tensor, experts: Tensor) -> Arrived:
-        """x: [T, M] goes to experts: [T, X] int64; what came from all ranks is returned."""
+    def dispatch(self, x: Tensor, experts: Tensor, placement: Placement) -> Arrived:
+        """x: [T, M] goes to experts: [T, X] int64; what came from all ranks is returned. placement: where the experts
+        are, on all ranks equal; copies of one take turns."""
         ...
 
     def combine(self, outputs: Tensor, weights: Tensor) -> Tensor:
@@ -78,10 +79,6 @@ class ExchangeSpec:
         each = self.per_token * (self.row_bytes + _LINE) + _LINE
         return max(1, min(BOX_TOKENS, _MOST_BOX_BYTES // each)) * each
 
-    def held(self, size: int) -> list[range]:
-        """By rank of `size`, the experts that it holds."""
-        return [Shard(rank, size).part(self.experts) for rank in range(size)]
-
 
 Open = Callable[[ExchangeSpec, Seat, Group], ExpertExchange | None]
 """(what travels, this rank, all of them) -> None: nothing has to travel, since all ranks have all tokens.
@@ -100,11 +97,11 @@ def weighted_sum(z: Tensor, weights: Tensor) -> Tensor:
 
 def check_ways(exchange: ExpertExchange, spec: ExchangeSpec, group: Group) -> None:
     """Send a row from every rank to every other and back, before weights are loaded. PeerError: some way is closed."""
-    parts = spec.held(group.size)
-    experts = torch.tensor([[part.start] * spec.per_token for part in parts])
-    x = torch.arange(len(parts)).unsqueeze(1).expand(-1, spec.columns).to(spec.dtype) + group.rank
-    arrived = exchange.dispatch(x, experts)
-    weights = torch.zeros(len(parts), spec.per_token)
+    placement = even(spec.experts, group.size)
+    experts = torch.tensor([[held[0]] * spec.per_token for held in placement.slots])
+    x = torch.arange(group.size).unsqueeze(1).expand(-1, spec.columns).to(spec.dtype) + group.rank
+    arrived = exchange.dispatch(x, experts, placement)
+    weights = torch.zeros(group.size, spec.per_token)
     weights[:, 0] = 1
     tolerance = 0.01 if spec.payload == "int8" else 0
     if not torch.allclose(exchange.combine(arrived.rows, weights).float(), x.float(), rtol=tolerance, atol=0):
