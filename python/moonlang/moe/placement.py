@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from moonlang.config.shard import Shard
 
+_SLACK = 0.05  # of a rank's mean load: so much more may be on the rank that has an expert already
+
 
 class Copy(NamedTuple):
     """Of an expert: the rank, and its number among the slots there."""
@@ -105,7 +107,7 @@ def balanced(load: Sequence[float], old: Placement) -> Placement:
     """
     sizes = [len(held) for held in old.slots]
     counts = _shared_out(load, sum(sizes), sum(size > 0 for size in sizes))
-    held = _packed(load, counts, sizes)
+    held = _packed(load, counts, old)
     new = _settled(_renumbered(held, old), old)
     return new if max(new.rank_loads(load)) < max(old.rank_loads(load)) else old
 
@@ -162,16 +164,21 @@ def _shared_out(load: Sequence[float], slots: int, ranks: int) -> list[int]:
     return counts
 
 
-def _packed(load: Sequence[float], counts: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """By rank with `sizes` slots, the experts in them."""
+def _packed(load: Sequence[float], counts: Sequence[int], old: Placement) -> list[list[int]]:
+    """By rank, the experts in its slots, of which there are as many as in `old`."""
+    sizes, had = [len(held) for held in old.slots], [set(held) for held in old.slots]
     each = [total / count for total, count in zip(load, counts, strict=True)]
     held: list[list[int]] = [[] for _ in sizes]
     loads = [0.0] * len(sizes)
+    slack = _SLACK * sum(load) / sum(size > 0 for size in sizes)
     for expert in _heaviest(range(len(counts)), each):
         for _ in range(counts[expert]):
             free = [rank for rank, size in enumerate(sizes) if len(held[rank]) < size]
             apart = [rank for rank in free if expert not in held[rank]]
-            rank = min(apart or free, key=lambda rank: (loads[rank], len(held[rank]), rank))
+            choice = apart or free
+            enough = min(loads[rank] for rank in choice) + slack
+            home = [rank for rank in choice if loads[rank] <= enough and expert in had[rank]]
+            rank = min(home or choice, key=lambda rank: (loads[rank], len(held[rank]), rank))
             held[rank].append(expert)
             loads[rank] += each[expert]
             if not apart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -52,7 +53,8 @@ def test_balanced_keeps_the_slots_and_never_makes_it_worse(situation: tuple[Plac
     assert (_sizes(new), new.experts) == (_sizes(old), old.experts)
     assert max(new.rank_loads(load)) <= max(old.rank_loads(load))
     assert new.balancedness(load) >= old.balancedness(load) - 1e-9
-    assert balanced(load, new) == new, "once balanced it stays"
+    again = balanced(load, new)
+    assert again is new or max(again.rank_loads(load)) < max(new.rank_loads(load)), "nothing moves in vain"
 
 
 @steady
@@ -70,6 +72,16 @@ def test_the_busiest_experts_get_the_copies() -> None:
     new = balanced(load, even(6, 2, 2))
     assert [len(copies) for copies in new.all_copies()] == [2, 1, 1, 1, 1, 2]
     assert new.balancedness(load) == 1.0
+
+
+def test_little_moves_when_little_changes() -> None:
+    """A placement from scratch would be a little better, and nearly every expert would be somewhere else."""
+    chosen = random.Random(1)
+    load = [chosen.paretovariate(1.2) for _ in range(64)]
+    first = balanced(load, even(64, 8, 8))
+    assert first.balancedness(load) > 0.9
+    second = balanced([one * chosen.uniform(0.8, 1.25) for one in load], first)
+    assert len(moves(first, second)) < 72 // 2
 
 
 def test_what_can_stay_does() -> None:
