@@ -57,18 +57,10 @@ def streams(server: LiveServer) -> list[Stream]:
 
 def ended(all_of_them: list[Stream]) -> list[list[int]]:
     for stream in all_of_them:
-        stream.join(60)
+        stream.join(150)
         assert not stream.is_alive()
         assert stream.finish == {"type": "length", "length": TOKENS}
     return [stream.tokens for stream in all_of_them]
-
-
-def process_of(server: LiveServer, role: str) -> int:
-    """The id of one of the server's processes: each is started with the file of its job."""
-    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    pids = [int(pid) for file in children for pid in file.read_text().split()]
-    jobs = {Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")[-1]: pid for pid in pids}
-    return next(pid for job, pid in jobs.items() if Path(job).stem == role)
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +75,16 @@ def test_ranks_of_one_model_killed_one_after_another(folder: Path, tmp_path: Pat
         undisturbed = ended(streams(server))
         running = streams(server)
         server.until(lambda: all(len(stream.tokens) > TOKENS // 4 for stream in running))
-        os.kill(process_of(server, "worker-1"), signal.SIGKILL)
+        os.kill(server.roles()["worker-1"], signal.SIGKILL)
         assert ended(running) == undisturbed
         server.until(lambda: server.log.count("2 of 4 ranks compute on") == 1)
         assert "worker-3] This rank is not needed" in server.log
 
-        os.kill(process_of(server, "worker-2"), signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
+        os.kill(server.roles()["worker-2"], signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
         server.until(lambda: server.log.count("2 of 4 ranks compute on") == 2)
         assert ended(streams(server)) == undisturbed
 
-        os.kill(process_of(server, "worker-3"), signal.SIGKILL)
+        os.kill(server.roles()["worker-3"], signal.SIGKILL)
         server.until(lambda: "1 of 4 ranks compute on" in server.log)
         assert ended(streams(server)) == undisturbed
         server.wait_idle()
