@@ -40,7 +40,8 @@ import random_checkpoints  # noqa: E402
 RANKS = "--tp-size 2 --moe-a2a-backend mooncake --enable-metrics"
 WAYS = {
     "fixed": RANKS,
-    "balanced": f"{RANKS} --enable-eplb --ep-num-redundant-experts 2 --eplb-rebalance-num-iterations 40",
+    "balanced": f"{RANKS} --enable-eplb --ep-num-redundant-experts 2 --eplb-rebalance-num-iterations 40 "
+    "--eplb-min-rebalancing-utilization-threshold 0.9",
 }
 CASES = {
     "prefill": load.Load(requests=16, concurrency=4, input_len=512, output_len=1, stream=False),

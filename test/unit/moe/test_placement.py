@@ -95,31 +95,6 @@ def test_what_can_stay_does() -> None:
 
 
 @steady
-@given(_situations(), st.data())
-def test_without_lost_ranks_every_expert_is_somewhere(
-    situation: tuple[Placement, list[float]], data: st.DataObject
-) -> None:
-    old, load = situation
-    lost = data.draw(st.sets(st.integers(0, len(old.slots) - 1), max_size=len(old.slots) - 1))
-    new = old.without(lost, load)
-    assert new.experts == old.experts
-    assert all(not new.slots[rank] for rank in lost)
-    survivors = [rank for rank in range(len(old.slots)) if rank not in lost]
-    once_held = {expert for rank in survivors for expert in old.slots[rank]}
-    moved = moves(old, new)
-    assert sorted(move.expert for move in moved) == sorted(set(range(old.experts)) - once_held), "only what is missing"
-    grown = sum(_sizes(new)) - sum(len(old.slots[rank]) for rank in survivors)
-    spare = sum(len(old.slots[rank]) for rank in survivors) - len(once_held)
-    assert grown == max(0, len(moved) - spare), "slots of further copies are taken first"
-    assert all(new.balancedness(load) <= 1.0 + 1e-9 for load in (load, [0.0] * old.experts))
-
-
-def test_nobody_left() -> None:
-    with pytest.raises(ValueError, match="No rank"):
-        even(4, 2).without({0, 1})
-
-
-@steady
 @given(_situations())
 def test_moves_turn_the_old_into_the_new(situation: tuple[Placement, list[float]]) -> None:
     old, load = situation
@@ -130,4 +105,4 @@ def test_moves_turn_the_old_into_the_new(situation: tuple[Placement, list[float]
         slots[move.rank][move.slot] = move.expert
     assert tuple(map(tuple, slots)) == new.slots
     assert all(before < after for before, after in pairwise(moves(old, new)))
-    assert moves(even(4, 2), even(4, 2).without({0})) == [Move(1, 2, 0), Move(1, 3, 1)]
+    assert moves(even(4, 2), Placement(((0, 2), (1, 3)))) == [Move(0, 1, 2), Move(1, 0, 1)]
