@@ -409,7 +409,9 @@ def every_need():
     second = (decode(0, 3), decode(1, 2), prefill(2, tokens[2], 2), prefill(3, tokens[3]))
     yield StepPlan(1, 0, (start(3, tokens[3], params=params[3]),), second)
     yield StepPlan(2, 0, (), (decode(0, 4), decode(1, 3), decode(2, 4), decode(3, 2)))
-    yield StepPlan(3, 0, (start(0, [9], epoch=2),), (decode(1, 4), decode(2, 5), decode(3, 3), prefill(0, [9], epoch=2)))
+    yield StepPlan(
+        3, 0, (start(0, [9], epoch=2),), (decode(1, 4), decode(2, 5), decode(3, 3), prefill(0, [9], epoch=2))
+    )
     yield StepPlan(4, 0, (), (decode(0, 1, epoch=2), decode(1, 5), decode(2, 6)))
 
 
