@@ -35,7 +35,9 @@ from moonlang.base.clock import monotonic_ns
 from moonlang.core.seat import Seat
 from moonlang.distributed.group import Group
 from moonlang.distributed.torch_group import TorchGroup
+from moonlang.kernels.expert_weights import native
 from moonlang.moe.exchange.port import ExchangeSpec, ExpertExchange, weighted_sum
+from moonlang.moe.placement import Placement, even
 from moonlang.mooncake.config import MooncakeConfig
 from moonlang.mooncake.engine import Engine
 from moonlang.mooncake.exchange import open_exchange
@@ -85,20 +87,20 @@ class Gloo:
         return [int(part) for part in self._group.all_to_all(torch.tensor(counts).split(1))]
 
 
-def by_exchange(exchange: ExpertExchange, batch: Batch) -> Callable[[], object]:
+def by_exchange(exchange: ExpertExchange, batch: Batch, placement: Placement) -> Callable[[], object]:
     """Experts whose outputs are ready: the rows that arrive are read where they lie, as the kernels do."""
-    got = exchange.combine(exchange.dispatch(batch.x, batch.experts).rows, batch.weights)
+    got = exchange.combine(exchange.dispatch(batch.x, batch.experts, placement).rows, batch.weights)
     assert torch.equal(got, weighted_sum(batch.x.unsqueeze(1).expand(-1, PER_TOKEN, -1), batch.weights))
     (lane,) = exchange.native
-    chosen, y = batch.experts.int(), torch.empty_like(batch.x)
-    lane.dispatch(batch.x, chosen)
+    chosen, y, placed = batch.experts.int(), torch.empty_like(batch.x), native(placement)
+    lane.dispatch(batch.x, chosen, placed)
     outputs = batch.x.new_zeros(lane.arrived()[-1], batch.x.shape[1])
     lane.rows(outputs)
     lane.give_back(outputs)
     lane.combine(batch.weights, y)
 
     def run() -> None:
-        lane.dispatch(batch.x, chosen)
+        lane.dispatch(batch.x, chosen, placed)
         lane.arrived()
         lane.give_back(outputs)
         lane.combine(batch.weights, y)
@@ -126,13 +128,14 @@ def work(folder: Path, rank: int, size: int, args: argparse.Namespace) -> None:
     )
     group = registry.find("distributed", seat.backend).BACKEND(seat)
     spec = ExchangeSpec(experts=EXPERTS, per_token=PER_TOKEN, columns=args.columns, dtype=torch.bfloat16)
+    placement = even(EXPERTS, size)
     batch = Batch(rank, size, args.tokens, args.columns)
     gloo = Gloo(batch, TorchGroup.over("gloo")(msgspec.structs.replace(seat, meeting=str(folder / "gloo"))))
     engine = Engine(MooncakeConfig(local_hostname="127.0.0.1"))
     ways = {
         "gloo": gloo.run,
-        "mooncake": by_exchange(open_exchange(spec, seat, group), batch),
-        "te": by_exchange(open_between_hosts(spec, seat, group, engine), batch),
+        "mooncake": by_exchange(open_exchange(spec, seat, group), batch, placement),
+        "te": by_exchange(open_between_hosts(spec, seat, group, engine), batch, placement),
     }
     for number in range(args.rounds + 1):
         row = {name: statistics.median(slowest_us(group, run, args.times)) for name, run in ways.items()}

@@ -235,7 +235,7 @@ ACCEPTED = [
     '--hicache-storage-backend-extra-config \'{"master_server_address": "127.0.0.1:50051", "protocol": "rdma"}\'',
     "--load-format dummy --tp 1 --dp 1 --enable-dp-attention --cuda-graph-max-bs 8 --disable-cuda-graph",
     "--model-path deepseek-ai/DeepSeek-V3 --moe-a2a-backend mooncake --mooncake-ib-device mlx5_0",
-    "--model-path M --tp 4 --moe-a2a-backend mooncake --enable-eplb --ep-num-redundant-experts 32 --eplb-algorithm auto",
+    "--model-path M --tp 4 --moe-a2a-backend mooncake --enable-eplb --ep-num-redundant-experts 8 --eplb-algorithm auto",
     "--model-path M --tp 4 --ep 4 --moe-a2a-backend mooncake --enable-two-batch-overlap --moe-dense-tp-size 1",
     "--attention-backend torch_native --sampling-backend pytorch --grammar-backend xgrammar --device cpu",
 ]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import LiveProcess, LiveServer, free_port
+from free_ports import free_port
+from live_server import LiveProcess, LiveServer
 
 PROMPT = "Once upon a time"
 GREEDY = {"temperature": 0, "max_new_tokens": 16, "ignore_eos": True}
@@ -33,6 +34,9 @@ class Servers:
 
 class Router(LiveProcess):
     """A router that is being tested."""
+
+    def all_healthy(self) -> bool:
+        return all(worker["is_healthy"] for worker in self.http.get("/workers").json()["workers"])
 
     def post(self, path: str, **body: Any) -> Any:
         response = self.http.post(path, json=body)
@@ -111,6 +115,8 @@ def straight(servers: Servers, path: str, **body: Any) -> Any:
 def test_the_other_router_takes_servers_for_what_they_are(
     sglang_alone: Router, sglang_pairs: Router, servers: Servers
 ) -> None:
+    sglang_alone.until(sglang_alone.all_healthy)
+    sglang_pairs.until(sglang_pairs.all_healthy)
     (alone,) = sglang_alone.http.get("/workers").json()["workers"]
     assert (alone["url"], alone["worker_type"], alone["is_healthy"]) == (servers.alone.url, "regular", True)
     assert alone["metadata"]["disaggregation_mode"] == "null"
@@ -201,7 +207,7 @@ def test_a_client_that_leaves_frees_the_servers(router: Router, servers: Servers
     with router.http.stream("POST", "/generate", json=body) as response:
         next(response.iter_lines())
     for server in (servers.alone, servers.prefill, servers.decode):
-        server.wait_idle(10)
+        server.wait_idle()
 
 
 def test_refusals_reach_the_client(router: Router) -> None:

@@ -14,6 +14,6 @@ SCRIPT = Path(__file__).parents[2] / "benchmark" / "differential" / "run.py"
 def test_random_requests_have_the_same_answers(server: LiveServer) -> None:
     short = ("--requests", "50", "--shapes", "write_back", "--reference", server.url)
     command = [sys.executable, str(SCRIPT), *short]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "50 chains, 0 wrong" in ended.stdout

@@ -76,18 +76,10 @@ def under_way(server: LiveServer) -> list[Stream]:
 
 def ended(all_of_them: list[Stream]) -> list[list[Any]]:
     for stream in all_of_them:
-        stream.join(120)
+        stream.join(150)
         assert not stream.is_alive()
         assert stream.finish == {"type": "length", "length": TOKENS}
     return [stream.answer for stream in all_of_them]
-
-
-def process_of(server: LiveServer, role: str) -> int:
-    """The id of one of the server's processes: each is started with the file of its job."""
-    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    pids = [int(pid) for file in children for pid in file.read_text().split()]
-    jobs = {Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")[-1]: pid for pid in pids}
-    return next(pid for job, pid in jobs.items() if Path(job).stem == role)
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +93,16 @@ def test_ranks_of_one_model_killed_one_after_another(folder: Path, tmp_path: Pat
     with LiveServer(tmp_path, "--model-path", str(folder), *FLAGS) as server:
         undisturbed = ended(streams(server))
         running = under_way(server)
-        os.kill(process_of(server, "worker-1"), signal.SIGKILL)
+        os.kill(server.roles()["worker-1"], signal.SIGKILL)
         assert ended(running) == undisturbed
         server.until(lambda: server.log.count("2 of 4 ranks compute on") == 1)
         assert "worker-3] This rank is not needed" in server.log
 
-        os.kill(process_of(server, "worker-2"), signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
+        os.kill(server.roles()["worker-2"], signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
         server.until(lambda: server.log.count("2 of 4 ranks compute on") == 2)
         assert ended(streams(server)) == undisturbed
 
-        os.kill(process_of(server, "worker-3"), signal.SIGKILL)
+        os.kill(server.roles()["worker-3"], signal.SIGKILL)
         server.until(lambda: "1 of 4 ranks compute on" in server.log)
         assert ended(streams(server)) == undisturbed
         server.wait_idle()
@@ -121,7 +113,7 @@ def test_a_copy_that_shares_nothing_killed(folder: Path, tmp_path: Path) -> None
     with LiveServer(tmp_path, "--model-path", str(folder), *flags) as server:
         undisturbed = ended(streams(server))
         running = under_way(server)
-        os.kill(process_of(server, "scheduler-1"), signal.SIGKILL)
+        os.kill(server.roles()["scheduler-1"], signal.SIGKILL)
         assert ended(running) == undisturbed
         assert ended(streams(server)) == undisturbed
 
@@ -132,19 +124,19 @@ def test_copies_that_share_experts_killed_one_after_another(folder: Path, tmp_pa
     with LiveServer(tmp_path, "--model-path", str(folder), *flags) as server:
         undisturbed = ended(streams(server))
         running = under_way(server)
-        os.kill(process_of(server, "scheduler-2"), signal.SIGKILL)
+        os.kill(server.roles()["scheduler-2"], signal.SIGKILL)
         assert ended(running) == undisturbed
         server.until(lambda: server.log.count("] 3 replicas go on") == 3)
         seen_from_outside(server)
 
-        os.kill(process_of(server, "scheduler"), signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
+        os.kill(server.roles()["scheduler"], signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
         server.until(lambda: server.log.count("] 2 replicas go on") == 2)
         running = under_way(server)
-        os.kill(process_of(server, "scheduler-3"), signal.SIGKILL)
+        os.kill(server.roles()["scheduler-3"], signal.SIGKILL)
         assert ended(running) == undisturbed
         server.until(lambda: "] 1 replicas go on" in server.log)
         server.wait_idle()
-        os.kill(process_of(server, "scheduler-1"), signal.SIGKILL)  # the last one
+        os.kill(server.roles()["scheduler-1"], signal.SIGKILL)  # the last one
         assert server.process.wait(60) == 1
 
 
@@ -168,7 +160,7 @@ def test_two_copies_killed_at_once(folder: Path, tmp_path: Path) -> None:
     ) as server:
         undisturbed = ended(streams(server))
         running = under_way(server)
-        pids = [process_of(server, role) for role in ("scheduler", "scheduler-1")]
+        pids = [server.roles()[role] for role in ("scheduler", "scheduler-1")]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         assert ended(running) == undisturbed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,10 @@ from moonlang.models.registry import specs
 EXCHANGE = ("--moe-a2a-backend", "mooncake", "--mooncake-ib-device", "mlx5_0")
 FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "8000", "--random-seed", "1", "--grammar-backend", "none")
 TWO = ("--tp-size", "2", "--enable-two-batch-overlap")
+MOVING = (
+    *("--enable-eplb", "--ep-num-redundant-experts", "2", "--eplb-rebalance-num-iterations", "20"),
+    *("--eplb-rebalance-layers-per-chunk", "1", "--enable-metrics"),
+)
 SAMPLING = {"temperature": 0.8, "sampling_seed": 3, "max_new_tokens": 12, "ignore_eos": True}
 BODIES = [
     {"text": "Once upon a time " * 12, "sampling_params": {"temperature": 0, "max_new_tokens": 12}},
@@ -55,10 +60,29 @@ def expected(folder: Path) -> Iterator[list[tuple[Any, ...]]]:
 
 def test_two_ranks(folder: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
     with LiveServer(tmp_path, "--model-path", str(folder), *FLAGS, *EXCHANGE, *TWO) as server:
-        segments = server.shared_memory()
+        run = server.run_directory()
         assert answers(server) == expected
         assert "through shared memory" in server.log
-    assert not list(Path("/dev/shm").glob(f"{segments}*"))
+    assert not list(Path("/dev/shm").glob(f"{run.name}*"))
+
+
+def test_experts_that_move(folder: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    """While requests run, to ranks where they balance the load: no answer changes."""
+    with LiveServer(tmp_path, "--model-path", str(folder), *FLAGS, *EXCHANGE, *TWO, *MOVING) as server:
+        rebalanced(server, expected)
+        assert answers(server) == expected
+    assert "balancedness: " in server.log
+
+
+def rebalanced(server: LiveServer, expected: list[tuple[Any, ...]]) -> None:
+    """Asks until experts have moved, and checks every answer. All the steps there are come from these requests."""
+    for _ in range(100):
+        assert answers(server) == expected
+        found = re.search(r"^moonlang:eplb_rebalances_total{.*} (.*)$", server.http.get("/metrics").text, re.MULTILINE)
+        assert found is not None
+        if float(found[1]) > 0:
+            return
+    raise AssertionError("nothing has moved")
 
 
 def test_ranks_on_two_nodes(folder: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
@@ -92,8 +116,8 @@ def test_experts_of_ranks_that_are_not_there(folder: Path, tmp_path: Path) -> No
 
 
 def test_replicas_that_share_experts(folder: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
-    """DP attention: each replica has requests of its own, in steps that all take together."""
-    flags = ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention", "--enable-two-batch-overlap")
+    """DP attention: each has requests of its own, in steps that all take together. Meanwhile experts move."""
+    flags = (*MOVING, "--tp-size", "2", "--dp-size", "2", "--enable-dp-attention", "--enable-two-batch-overlap")
     asked = [({**body, "routed_dp_rank": rank}, number) for rank in (0, 1) for number, body in enumerate(BODIES)]
 
     def right(server: LiveServer, body: dict[str, Any], number: int) -> bool:
@@ -102,12 +126,13 @@ def test_replicas_that_share_experts(folder: Path, expected: list[tuple[Any, ...
         return answer(response.json()) == expected[number]
 
     with LiveServer(tmp_path, "--model-path", str(folder), *FLAGS, *EXCHANGE, *flags) as server:
-        segments = server.shared_memory()
+        run = server.run_directory()
         assert all(right(server, *one) for one in asked)  # the other replica has nothing to do
+        rebalanced(server, expected)
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(lambda one: right(server, *one), asked * 6))
         server.wait_idle()
         assert right(server, *asked[0])
         assert server.stop() == 0
         assert "Traceback" not in server.log
-    assert not list(Path("/dev/shm").glob(f"{segments}*"))
+    assert not list(Path("/dev/shm").glob(f"{run.name}*"))

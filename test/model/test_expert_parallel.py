@@ -19,6 +19,7 @@ from moonlang.models.registry import specs
 COUNTS = {"num_experts", "num_local_experts", "n_routed_experts"}
 MODELS = [name for name, spec in specs().items() if COUNTS & {*spec.tiny()}]
 WAYS = [("none", False), *((backend, overlap) for backend in ("torch", "mooncake") for overlap in (False, True))]
+STEPS = ((1, 17, 130), 128)  # prompts and the longest chunk: so many tokens in a step are cut in halves by 4 ranks too
 KERNELS = pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
 
 
@@ -27,7 +28,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A checkpoint, and the answers of one rank."""
     folder = tmp_path_factory.mktemp(request.param)
     write_checkpoint(folder, specs()[request.param].tiny())
-    return folder, answers(runner(folder, "bfloat16", 0, 1))
+    return folder, answers(runner(folder, "bfloat16", 0, 1), *STEPS)
 
 
 @KERNELS
@@ -40,7 +41,7 @@ def test_the_same_bits(model: tuple[Path, list[object]], size: int, backend: str
     def work(rank: int) -> list[object]:
         mine = runner(folder, "bfloat16", rank, size, exchange=backend, overlap=overlap)
         assert mine.computed_by.startswith("CPU kernels")
-        return answers(mine)
+        return answers(mine, *STEPS)
 
     assert on_every_rank(size, work)[0] == alone
 

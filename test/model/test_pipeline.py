@@ -38,7 +38,9 @@ CASES = [
     pytest.param("gemma3", "bfloat16", 2, 1, "cpu", "none", marks=KERNELS),  # two kinds of layers, a scaled embedding
     pytest.param("qwen2_moe", "float32", 2, 1, "cpu", "none", marks=KERNELS),
     pytest.param("deepseek_v3", "bfloat16", 2, 1, "cpu", "none", marks=KERNELS),  # dense layers first; latents
-    pytest.param("qwen3_moe", "bfloat16", 2, 2, "cpu", "mooncake", marks=KERNELS),  # experts in the ranks of a stage
+    pytest.param(
+        "qwen3_moe", "bfloat16", 2, 2, "cpu", "mooncake", marks=KERNELS
+    ),  # experts in the ranks of a stage, which move
     pytest.param("deepseek_v3", "bfloat16", 2, 2, "cpu", "torch", marks=KERNELS),  # the first stage may have none
     pytest.param("llama", "float32", 2, 1, "torch_native", "none"),
     pytest.param("qwen3", "bfloat16", 2, 1, "torch_native", "none"),
@@ -55,6 +57,8 @@ def arguments(folder: Path, dtype: str, attention: str, exchange: str) -> Server
         max_running_requests=8,
         attention_backend=attention,
         moe_a2a_backend=exchange,
+        enable_eplb=exchange == "mooncake",
+        eplb_rebalance_num_iterations=1,
     )
 
 
@@ -76,7 +80,8 @@ def runner(
         local_size=stages * tp,
     )
     joined = join(seat)
-    config = dataclasses.replace(config, shard=joined.shard, stage=joined.stage)
+    copies = 2 if args.enable_eplb else 0
+    config = dataclasses.replace(config, shard=joined.shard, stage=joined.stage, redundant_experts=copies)
     way = joined.group and open_exchange(args, config, seat.of_stage(), joined.group)
     return ModelRunner(config, args, group=joined.group, exchange=way, pipe=joined.pipe)
 
@@ -108,6 +113,7 @@ def test_the_same_bits(
         mine = runner(tmp_path, dtype, attention, rank, stages, tp, exchange)
         assert mine.schema.num_layers == len(mine.config.layers) < mine.config.num_layers
         assert mine.whole_schema.num_layers == mine.config.num_layers
+        assert (mine.balancer is not None) == (exchange == "mooncake")
         if rank == 0:
             return lead(mine)
         while (plan := plans[rank].get(timeout=JOIN_S)) is not None:

@@ -7,7 +7,7 @@ import os
 import socket
 
 _FIRST, _LAST = 18_000, 28_999
-_STRIDE = 97  # between the first ones of processes that test at the same time
+_STRIDE = 1009  # between the first ones of processes that test at the same time
 _drawn = itertools.count(os.getpid() * _STRIDE)
 
 

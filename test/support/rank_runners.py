@@ -67,12 +67,12 @@ def runner(
     return ModelRunner(config, args, None, group, spec and open_exchange(exchange, spec, place, group))
 
 
-def answers(runner: Steps) -> list[object]:
+def answers(runner: Steps, lengths: tuple[int, ...] = LENGTHS, chunk: int = 48) -> list[object]:
     """Greedy and drawn tokens of several rows in chunks, and the log probabilities of all tokens at all positions."""
-    driver = PlanDriver(runner, chunk=48)
+    driver = PlanDriver(runner, chunk)
     jobs = [
         driver.add(Job([2 + (7 * i + length) % (VOCAB - 2) for i in range(length)], params, NEW, logprob))
-        for length in LENGTHS
+        for length in lengths
         for params, logprob in ((GREEDY, EVERYTHING), (DRAWN, None))
     ]
     driver.run()

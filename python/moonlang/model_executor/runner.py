@@ -26,7 +26,7 @@ from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.slots import SlotTable
 from moonlang.model_loader import fingerprint
 from moonlang.models import registry as models
-from moonlang.moe.eplb import Balancer, Balancing, ExpertLayer
+from moonlang.moe.eplb import Balancer, Balancing, ExpertLayer, Totals
 from moonlang.moe.exchange.port import ExpertExchange
 from moonlang.moe.placement import Placement
 
@@ -48,7 +48,7 @@ class ModelRunner:
     schema: layout of a page; whole_schema: of the pages of all ranks put together; num_pages: size of the pool,
     `pool_reason` says why; max_slots: rows a plan may name; regions: the pools of all ranks as other engines see them
     (in rank 0; elsewhere its own); spare_bytes: memory that was free and that neither weights nor pool take;
-    computed_by: which kernels compute the model.
+    computed_by: which kernels compute the model; balanced: what has come of balancing its experts, None: nobody does.
     """
 
     def __init__(
@@ -76,8 +76,10 @@ class ModelRunner:
         spec = models.spec_for(config, args.model_impl)
         loaded = networks.load(config, spec, args, self.device, group, exchange, expert_group)
         self.expert_layers = loaded.expert_layers
+        self._packed = loaded.packed
         sharers = (expert_group or group) if exchange is not None else None
         self.balancer = _balancer(args, self.expert_layers, sharers)
+        self.balanced = self.balancer and self.balancer.totals
         weights = fingerprint(config, args.load_format)
         self.schema: KvSchema = spec.kv_schema(config, args.page_size or 1, weights, args.kv_cache_dtype)
         self.whole_schema = msgspec.structs.replace(
@@ -140,19 +142,20 @@ class ModelRunner:
         return self._runner.run(plan, progress)
 
     def release(self) -> None:
-        """Give up the weights, and with them all that is shared with other ranks. Pages and slots stay."""
+        """Give up the model, and with it all that is shared with other ranks. Pages, slots and packed weights stay."""
         self.expert_layers, self.balancer = (), None
         self._runner.connect(_Released(), in_rounds=False)
 
     def rejoin(
         self, config: ModelConfig, args: ServerArgs, exchange: ExpertExchange | None, expert_group: Group | None
     ) -> None:
-        """Load the weights again as one of other ranks, of which each computes all but the experts by itself."""
+        """Load it again as one of other ranks, of which each computes all but the experts by itself."""
         self.config = config
         spec = models.spec_for(config, args.model_impl)
-        loaded = networks.load(config, spec, args, self.device, None, exchange, expert_group)
+        loaded = networks.load(config, spec, args, self.device, None, exchange, expert_group, self._packed)
+        self._packed = loaded.packed
         self.expert_layers = loaded.expert_layers
-        self.balancer = _balancer(args, self.expert_layers, expert_group)
+        self.balancer = _balancer(args, self.expert_layers, expert_group, self.balanced)
         self._runner.connect(loaded.connect(self._pool.own), in_rounds=expert_group is not None)
 
     def hold(self, placements: Sequence[Placement]) -> None:
@@ -168,8 +171,10 @@ class ModelRunner:
             self.run(StepPlan(-1, 0, (), (Row(0, -1, 1, 1, (), True),)))
 
 
-def _balancer(args: ServerArgs, layers: Sequence[ExpertLayer], sharers: Group | None) -> Balancer | None:
-    """sharers: the ranks among which experts are; None: one has them all."""
+def _balancer(
+    args: ServerArgs, layers: Sequence[ExpertLayer], sharers: Group | None, totals: Totals | None = None
+) -> Balancer | None:
+    """sharers: the ranks among which experts are; None: one has them all. totals: so far."""
     if not args.enable_eplb or sharers is None or not layers:
         return None
     settings = Balancing(
@@ -177,4 +182,4 @@ def _balancer(args: ServerArgs, layers: Sequence[ExpertLayer], sharers: Group | 
         chunk=args.eplb_rebalance_layers_per_chunk,
         threshold=args.eplb_min_rebalancing_utilization_threshold,
     )
-    return Balancer(layers, sharers, settings)
+    return Balancer(layers, sharers, settings, totals)

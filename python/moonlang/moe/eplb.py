@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from moonlang.moe.placement import Placement, balanced, moves
 
 _log = log.get(__name__)
 
+RANK_TOKENS: Final = tuple(4.0**i for i in range(11))  # bounds of buckets, up to a million
 _MEET: Final = 4  # steps between two times that ranks tell each other how far they are
 _LOADING, _READY, _FAILED = 0, 1, 2
 
@@ -56,16 +58,40 @@ class Balancing:
 
 @dataclass(slots=True)
 class Totals:
-    """What balancing has done so far; written by the thread that runs the model. before, after: balancedness of the
-    loads that were looked at, as it was, and as it would have been with what came of it. moved: slots, on all ranks."""
+    """What balancing has done so far; written by the thread that runs the model.
 
+    before, after: balancedness of the load that was looked at last, as it was, and as it would have been with what
+    came of it; before_sum: over all looks. moved: slots, on all ranks. rank_counts, rank_sums: by layer, the tokens
+    that each rank had between two looks, as counts per bucket of RANK_TOKENS (the last one is open), and added up.
+    """
+
+    rank_counts: list[list[int]]
+    rank_sums: list[float]
     looks: int = 0
     rebalances: int = 0
     moved: int = 0
     before: float = 1.0
     after: float = 1.0
     before_sum: float = 0.0
-    rank_loads: list[list[float]] = field(default_factory=list[list[float]])  # by layer, tokens of each rank
+
+    @staticmethod
+    def of(layers: int) -> Totals:
+        """Nothing so far."""
+        return Totals([[0] * (len(RANK_TOKENS) + 1) for _ in range(layers)], [0.0] * layers)
+
+    def look(self, balancedness: float, rank_loads: Sequence[Sequence[float]]) -> None:
+        """rank_loads: by layer, tokens of each rank."""
+        self.looks += 1
+        self.before = self.after = balancedness
+        self.before_sum += balancedness
+        for layer, loads in enumerate(rank_loads):
+            self.rank_sums[layer] += sum(loads)
+            for load in loads:
+                self.rank_counts[layer][bisect_left(RANK_TOKENS, load)] += 1
+
+    def report(self) -> dict[str, Any]:
+        """By name, for whoever keeps metrics."""
+        return asdict(self) | {"bounds": list(RANK_TOKENS)}
 
 
 @dataclass(slots=True)
@@ -85,8 +111,11 @@ class _Move:
 class Balancer:
     """Balances the layers of one rank, which makes the same calls as all others."""
 
-    def __init__(self, layers: Sequence[ExpertLayer], group: Group, balancing: Balancing) -> None:
-        self.totals = Totals()
+    def __init__(
+        self, layers: Sequence[ExpertLayer], group: Group, balancing: Balancing, totals: Totals | None = None
+    ) -> None:
+        """totals: of a balancer before this one, which go on."""
+        self.totals = totals or Totals.of(len(layers))
         self._layers = layers
         self._group = group
         self._balancing = balancing
@@ -107,10 +136,8 @@ class Balancer:
         counts = torch.stack([layer.take_counts() for layer in self._layers])
         self._loads = self._group.all_gather(counts).sum(0).tolist()
         totals, old = self.totals, [layer.placement for layer in self._layers]
-        totals.looks += 1
-        totals.before = totals.after = _mean_balancedness(old, self._loads)
-        totals.before_sum += totals.before
-        totals.rank_loads = [placed.rank_loads(load) for placed, load in zip(old, self._loads, strict=True)]
+        rank_loads = [placed.rank_loads(load) for placed, load in zip(old, self._loads, strict=True)]
+        totals.look(_mean_balancedness(old, self._loads), rank_loads)
         if totals.before > self._balancing.threshold:
             return
         wanted = {i: balanced(load, placed) for i, (placed, load) in enumerate(zip(old, self._loads, strict=True))}

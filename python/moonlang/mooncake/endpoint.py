@@ -19,7 +19,7 @@ from os import EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_
 from typing import Final
 
 from moonlang.base import log
-from moonlang.base.clock import NS_PER_MS
+from moonlang.base.clock import NS_PER_MS, monotonic_ns
 from moonlang.base.errors import PeerError
 from moonlang.base.wakeup import wait_ms
 from moonlang.core.messages import Envelope, Message
@@ -31,6 +31,7 @@ from moonlang.mooncake.greeting import Hello, Proof, Rejected, Talk, Welcome
 from moonlang.mooncake.lane import Identity, InLane, OutLane, wait_hang_up
 from moonlang.mooncake.listener import Listener
 from moonlang.mooncake.neighbour import NeighbourIn, NeighbourOut
+from moonlang.mooncake.patience import LOOK_NS, STAY_NS, Patience
 from moonlang.mooncake.remote_in import RemoteIn
 from moonlang.mooncake.remote_out import RemoteOut
 from moonlang.mooncake.ring import DEFAULT_GEOMETRY, Geometry, RingError, fence
@@ -82,6 +83,10 @@ class MooncakeEndpoint:
         self._closed = False
         self._bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self._rung = False  # by this endpoint itself
+        self._heard = False  # by `wait`, and not taken back yet
+        self._resting = False  # senders have to ring
+        self._watched = False  # somebody waits for `fileno`: senders have to ring whenever `recv` is done
+        self._patience = Patience()
         self._polls: dict[tuple[int, ...], select.poll] = {}
         self._new_engine = new_engine
         self._site: Site | None = None
@@ -89,6 +94,7 @@ class MooncakeEndpoint:
         self._host = next((where.host for where in own if not where.path), "")
         self._epoll = select.epoll()  # of the bell, and of the connections with other hosts
         self._epoll.register(self._bell, select.EPOLLIN)
+        self._fd = self._epoll.fileno() if self._host else self._bell
         self._listeners = [Listener(where, self._serve) for where in own]
 
     def send(self, to: str, body: Message) -> None:
@@ -123,6 +129,8 @@ class MooncakeEndpoint:
                 left = left or lane.reader.left
                 if ended and not lane.has_more():
                     self._drop(lane)
+            if not self._watched:
+                return found
             if left or len(found) >= most:
                 self._ring()
                 return found
@@ -131,17 +139,28 @@ class MooncakeEndpoint:
 
     def wait(self, timeout_ns: int, *, also: Seq[int] = ()) -> None:
         """Block until a message is there, a descriptor in `also` is readable, or the time is up (whole ms)."""
-        key = tuple(also)
-        poll = self._polls.get(key)
-        if poll is None:
-            poll = self._polls[key] = select.poll()
-            for fd in (self.fileno(), *also):
-                poll.register(fd, select.POLLIN)
-        poll.poll(wait_ms(timeout_ns))
+        if self._has_more():
+            return
+        poll = self._polls.get(key := tuple(also)) or self._new_poll(key)
+        if self._watched:  # the bell is not for this call alone: it stays as it is
+            poll.poll(wait_ms(timeout_ns))
+            return
+        if self._heard:
+            self._hush()
+        patience = self._patience
+        if patience.begin(monotonic_ns()) and timeout_ns > STAY_NS and self._stay_awake(poll):
+            return
+        if self._rest(True):
+            message = self._hears(poll.poll(wait_ms(timeout_ns)))
+            patience.asleep(monotonic_ns(), message)
 
     def fileno(self) -> int:
         """Readable when a message may have come."""
-        return self._epoll.fileno() if self._host else self._bell
+        if not self._watched:
+            self._watched = True
+            if not self._rest(False):
+                self._ring()
+        return self._fd
 
     def close(self) -> None:
         """Let the last messages leave (briefly), then free the memory. May be called twice."""
@@ -163,18 +182,62 @@ class MooncakeEndpoint:
 
     def _rest(self, found: bool) -> bool:
         """Go to rest: from now on senders must ring. False when one has stored something in the meantime."""
+        if self._rung or not found or (self._resting and any(lane.woken() for lane in self._in)):
+            self._hush()
+        self._resting = True
         lanes = self._in
-        if self._rung or not found or any(lane.woken() for lane in lanes):
-            self._rung = False
-            with suppress(BlockingIOError):
-                eventfd_read(self._bell)
         for lane in lanes:
             lane.rest()
         fence()
         if any(lane.is_landing for lane in lanes):
             self._ring()  # come back soon
             return True
-        return not any(lane.has_more() for lane in lanes)
+        return not self._has_more()
+
+    def _hush(self) -> None:
+        """Take a ring of the bell back."""
+        self._rung = self._heard = False
+        with suppress(BlockingIOError):
+            eventfd_read(self._bell)
+
+    def _has_more(self) -> bool:
+        """`recv` has something to do."""
+        for lane in self._in:  # noqa: SIM110 - a generator takes twice the time
+            if lane.has_more() or lane.ended:
+                return True
+        return False
+
+    def _stay_awake(self, poll: select.poll) -> bool:
+        """Look for a message, and for whatever else ends a wait, for a moment; False: nothing has come."""
+        patience = self._patience
+        begun_ns = now_ns = monotonic_ns()
+        while now_ns - begun_ns < STAY_NS:
+            if self._has_more():
+                patience.awake(now_ns)
+                return True
+            if ready := poll.poll(0):
+                if self._hears(ready):
+                    patience.awake(now_ns)
+                else:
+                    patience.in_vain(now_ns)
+                return True
+            before_ns, now_ns = now_ns, monotonic_ns()
+            if now_ns - before_ns > LOOK_NS:
+                break
+        patience.in_vain(now_ns)
+        return False
+
+    def _new_poll(self, also: tuple[int, ...]) -> select.poll:
+        poll = self._polls[also] = select.poll()
+        for fd in (self._fd, *also):
+            poll.register(fd, select.POLLIN)
+        return poll
+
+    def _hears(self, ready: list[tuple[int, int]]) -> bool:
+        """Has a message ended a wait, or something else?"""
+        heard = any(fd == self._fd for fd, _ in ready)
+        self._heard = self._heard or heard
+        return heard
 
     def _ring(self) -> None:
         """Keep the descriptor readable."""

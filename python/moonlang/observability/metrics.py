@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from moonlang.observability import buckets, pairs, tiers
+from moonlang.observability import buckets, experts, pairs, tiers
 from moonlang.observability.distribution import Distribution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -261,6 +261,7 @@ class ServerMetrics(Collector):
         yield tokens
         if "distributions" in load.get("pairs", {}):
             yield from pairs.families(labels, self._labels["engine_type"], load["pairs"])
+        yield from experts.families(load, labels)
         yield from tiers.families(
             load, {**self._labels, "dp_rank": labels["dp_rank"]} if "dp_rank" in labels else self._labels
         )

@@ -69,6 +69,7 @@ class SchedulerRole:
         else:
             runner = self._leader.runner(self._grammars)
         runner.warm_up()
+        self._balanced = runner.balanced
         self._schema, self._pool_reason = runner.schema, runner.pool_reason
         self._kv_digest = runner.whole_schema.digest()
         outfit = equip(args, runner.regions) if args.disaggregation_mode != "null" else None
@@ -271,6 +272,8 @@ class SchedulerRole:
             load["pairs"]["transfer_failed"] = stats.pairs.total_failed - load["pairs"]["bootstrap_failed"]
         if self._tiers is not None:
             load["store"] = self._tiers.report()
+        if self._balanced is not None:
+            load["experts"] = self._balanced.report()
         return load
 
     def _compiled(self, now_ns: int) -> list[TokenDelta]:

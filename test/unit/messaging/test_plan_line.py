@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from live_server import free_port
+from free_ports import free_port
 from rank_threads import on_every_rank
 
 from moonlang.base.errors import ConfigError, PeerError

@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moonlang.moe.placement import Copy, Move, Placement, balanced, even, moves
 
-steady = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+steady = settings(  # the same examples everywhere, however busy the machine is
+    derandomize=True, database=None, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @st.composite

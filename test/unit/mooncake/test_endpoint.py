@@ -13,15 +13,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from time import thread_time_ns
 
 import msgspec
 import pytest
 
 from moonlang.base.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from moonlang.base.errors import ConfigError, PeerError
+from moonlang.base.wakeup import Wakeup
 from moonlang.core.messages import Envelope, Message, Reply, StopHit
+from moonlang.mooncake import endpoint as endpoint_module
 from moonlang.mooncake import greeting
 from moonlang.mooncake.endpoint import MooncakeEndpoint
+from moonlang.mooncake.patience import Patience
 from moonlang.mooncake.ring import Geometry
 
 DEADLINE_NS = 60 * NS_PER_S
@@ -259,3 +263,62 @@ def test_two_mailboxes_of_one_name_are_refused(opener: Opener) -> None:
 def test_an_address_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         MooncakeEndpoint("a", {"a": text})
+
+
+class Keen(Patience):
+    """Always stays awake first."""
+
+    def begin(self, now_ns: int) -> bool:
+        super().begin(now_ns)
+        return True
+
+
+@pytest.mark.parametrize(
+    "moment", ["patience.Patience.begin", "patience.Patience.in_vain", "endpoint.fence", "endpoint.wait_ms"]
+)
+def test_no_message_is_missed_on_the_way_to_sleep(opener: Opener, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """It comes as a wait begins, when staying awake was in vain, once senders must ring, and just before the sleep."""
+    monkeypatch.setattr("moonlang.mooncake.endpoint.Patience", Keen)
+    a, b = opener("a"), opener("b")
+    for _ in range(3):  # the lane is up, and has slept
+        a.send("b", StopHit("before"))
+        receive(b, 1)
+        b.wait(NS_PER_MS)
+    module, _, name = f"moonlang.mooncake.{moment}".rpartition(".")
+    target = Patience if module.endswith("Patience") else endpoint_module
+    real = getattr(target, name)
+
+    def send_first(*args: object) -> object:
+        monkeypatch.setattr(target, name, real)
+        a.send("b", StopHit("now"))
+        return real(*args)
+
+    monkeypatch.setattr(target, name, send_first)
+    begun_ns = monotonic_ns()
+    found: list[Envelope] = []
+    while not found:
+        b.wait(4 * DEADLINE_NS)
+        found = b.recv()
+    assert monotonic_ns() - begun_ns < 2 * DEADLINE_NS
+    assert [envelope.body for envelope in found] == [StopHit("now")]
+
+
+def test_staying_awake_ends_with_another_descriptor(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moonlang.mooncake.endpoint.Patience", Keen)
+    a = opener("a")
+    wakeup = Wakeup()
+    wakeup.set()
+    a.wait(1 << 62, also=(wakeup.fileno(),))  # or never
+    wakeup.close()
+
+
+def test_an_idle_reader_sleeps(opener: Opener) -> None:
+    """Also after a burst that made it stay awake: what a process computes while nothing comes is next to nothing."""
+    a, b = opener("a"), opener("b")
+    for number in range(50):
+        a.send("b", StopHit(str(number)))
+        receive(b, 1)
+    begun_ns = thread_time_ns()
+    for _ in range(10):
+        b.wait(20 * NS_PER_MS)
+    assert thread_time_ns() - begun_ns < 100 * NS_PER_MS

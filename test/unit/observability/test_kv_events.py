@@ -16,7 +16,7 @@ from moonlang.config.kv_events import KvEventsConfig
 from moonlang.core.kv_events import BlockRemoved, BlockStored
 from moonlang.observability.kv_events import KvEventPublisher
 
-WAIT_MS = 5000
+WAIT_MS = 60_000
 EVENTS = [BlockStored([7, -8], None, [1, 2, 3, 4], 2, medium="GPU"), BlockRemoved([7], medium="GPU")]
 
 

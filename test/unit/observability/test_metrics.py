@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from moonlang.moe.eplb import Totals
 from moonlang.observability import buckets
 from moonlang.observability.metrics import Distribution, ServerMetrics
 
@@ -49,6 +52,25 @@ def test_a_finished_request_is_counted_once_in_every_place() -> None:
         0.01
     )
     assert value(metrics, "sglang:uncached_prompt_tokens_histogram_bucket", le="100.0") == 1
+
+
+def test_balanced_experts() -> None:
+    totals = Totals.of(2)
+    totals.look(0.25, [[3.0, 1.0], [0.0, 900.0]])
+    totals.look(0.75, [[2.0, 2.0], [100.0, 0.0]])
+    totals.rebalances, totals.moved = 1, 6
+    text = ServerMetrics("m").render([LOADS | {"experts": totals.report()}]).decode()
+    for line in (
+        'sglang:eplb_balancedness_sum{.*forward_mode="all".*} 1.0',
+        "sglang:eplb_balancedness_count{.*} 2.0",
+        'sglang:eplb_gpu_physical_count_sum{.*layer="1".*} 1000.0',
+        'sglang:eplb_gpu_physical_count_bucket{.*layer="0",le="1.0".*} 1.0',
+        'sglang:eplb_gpu_physical_count_bucket{.*layer="0",le="4.0".*} 4.0',
+        "moonlang:eplb_rebalances_total{.*} 1.0",
+        "moonlang:eplb_moved_experts_total{.*} 6.0",
+        "moonlang:eplb_balancedness_before{.*} 0.75",
+    ):
+        assert re.search(line, text), f"{line}\n{text}"
 
 
 def test_gauges_come_from_the_scheduler() -> None:
