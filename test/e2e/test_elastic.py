@@ -96,7 +96,7 @@ def test_a_copy_that_shares_nothing_killed(folder: Path, tmp_path: Path) -> None
         undisturbed = ended(streams(server))
         running = streams(server)
         server.until(lambda: all(len(stream.tokens) > TOKENS // 4 for stream in running))
-        os.kill(process_of(server, "scheduler-1"), signal.SIGKILL)
+        os.kill(server.roles()["scheduler-1"], signal.SIGKILL)
         assert ended(running) == undisturbed
         assert ended(streams(server)) == undisturbed
 
@@ -110,10 +110,10 @@ def test_copies_that_share_experts_killed_one_after_another(folder: Path, tmp_pa
         undisturbed = ended(streams(server))
         running = streams(server)
         server.until(lambda: all(len(stream.tokens) > TOKENS // 4 for stream in running))
-        os.kill(process_of(server, "scheduler-2"), signal.SIGKILL)
+        os.kill(server.roles()["scheduler-2"], signal.SIGKILL)
         assert ended(running) == undisturbed
         server.until(lambda: server.log.count("] 3 replicas go on") == 3)
 
-        os.kill(process_of(server, "scheduler"), signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
+        os.kill(server.roles()["scheduler"], signal.SIGKILL)  # nobody asks anything: the others notice nevertheless
         server.until(lambda: server.log.count("] 2 replicas go on") == 2)
         assert ended(streams(server)) == undisturbed
