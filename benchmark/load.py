@@ -108,8 +108,8 @@ def _percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def run(host: str, port: int, model: str, load: Load, timeout_s: float = 300) -> Figures:
-    """One round of `load`.
+def play(host: str, port: int, model: str, load: Load, timeout_s: float = 300) -> tuple[float, list[Record]]:
+    """One round of `load`: how long it took, and its records in the order in which they ended.
 
     RuntimeError when a request is refused or an answer has the wrong length, ValueError when it is no answer at all,
     OSError when the connection breaks or nothing came in time.
@@ -118,11 +118,17 @@ def run(host: str, port: int, model: str, load: Load, timeout_s: float = 300) ->
     wrong = [record.tokens for record in records if record.tokens != load.output_len]
     if wrong:
         raise RuntimeError(f"{len(wrong)} answers have not {load.output_len} tokens but {wrong[:3]}")
+    if load.stream and not all(record.events for record in records):
+        raise RuntimeError("A stream ended without a chunk of text.")
+    return elapsed, records
+
+
+def run(host: str, port: int, model: str, load: Load, timeout_s: float = 300) -> Figures:
+    """The figures of one round; raises what `play` does."""
+    elapsed, records = play(host, port, model, load, timeout_s)
     latencies = [record.end - record.start for record in records]
     streamed: dict[str, float] = {}
     if load.stream:
-        if not all(record.events for record in records):
-            raise RuntimeError("A stream ended without a chunk of text.")
         first = [record.events[0] - record.start for record in records]
         spans = [
             (record.events[-1] - record.events[0]) / (record.tokens - 1) for record in records if record.tokens > 1

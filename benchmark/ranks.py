@@ -1,9 +1,10 @@
-"""What several processes make of one model: throughput of --tp-size 2 and --pp-size 2 over that of one process.
+"""What several processes make of one model: the throughput of ranks, stages and copies over that of one process.
 
-    python benchmark/ranks.py [--rounds 5] [--shape S] [--cases decode,prefill]
+    python benchmark/ranks.py [--rounds 5] [--shapes S,E] [--cases decode,prefill]
 
-All have the same cores: a ratio of 1 means that sums over ranks and hand-overs between stages cost nothing. Servers
-take turns within each round, and are stopped between their turns; ratios are those of a round, the table shows medians.
+All have the same cores: a ratio of 1 means that sums over ranks, hand-overs between stages, tokens on their way to
+experts, and a batch divided among copies cost nothing. Shape E is a mixture of experts. Servers take turns within each
+round, and are stopped between their turns; ratios are those of a round, the table shows medians.
 """
 
 from __future__ import annotations
@@ -22,22 +23,35 @@ import load
 import random_checkpoints
 
 HERE = Path(__file__).parent
-WAYS = {"one process": "", "tp 2": "--tp-size 2", "pp 2": "--pp-size 2"}
+ALONE = "one process"
+DENSE = {ALONE: "", "tp 2": "--tp-size 2", "pp 2": "--pp-size 2", "dp 2": "--dp-size 2"}
+CARRIED = "--moe-a2a-backend mooncake --tp-size"
+EXPERTS = {
+    **DENSE,
+    "tp 2 mooncake": f"{CARRIED} 2",
+    "tp 2 dp 2 apart": f"{CARRIED} 2 --dp-size 2 --enable-dp-attention",
+    "tp 4 dp 2 apart": f"{CARRIED} 4 --dp-size 2 --enable-dp-attention",
+}
 CASES = {
     "decode": load.Load(requests=32, concurrency=8, input_len=32, output_len=64),
+    "many": load.Load(requests=96, concurrency=32, input_len=32, output_len=32),
     "prefill": load.Load(requests=16, concurrency=4, input_len=512, output_len=1, stream=False),
     "alone": load.Load(requests=4, concurrency=1, input_len=32, output_len=64),
 }
 
 
-def measure(shape: str, cases: list[str], rounds: int, folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+Rounds = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+def measure(shape: str, cases: list[str], rounds: int, folder: Path) -> Rounds:
     """By case and way: the figures of each round, after one to warm up, with prompts that are new in every round."""
     model = random_checkpoints.make(shape, folder)
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {case: {way: [] for way in WAYS} for case in cases}
+    ways = EXPERTS if "num_experts" in random_checkpoints.SHAPES[shape] else DENSE
+    found: Rounds = {case: {way: [] for way in ways} for case in cases}
     with ExitStack() as stack:
         servers = {}
-        for way, flags in WAYS.items():
-            log = folder / f"ranks-{way.replace(' ', '')}.log"
+        for way, flags in ways.items():
+            log = folder / f"ranks-{shape}-{way.replace(' ', '')}.log"
             servers[way] = stack.enter_context(engines.serving(f"{engines.MOONLANG} {flags}", model, log))
             servers[way].pause()
             stack.callback(servers[way].resume)
@@ -58,22 +72,36 @@ def ratio(rounds: list[dict[str, Any]], alone: list[dict[str, Any]]) -> float:
     return statistics.median(one["requests_per_s"] / other["requests_per_s"] for one, other in pairs)
 
 
+def report(shape: str, found: Rounds) -> dict[str, dict[str, dict[str, float]]]:
+    """By case and way, medians; printed, too."""
+    medians: dict[str, dict[str, dict[str, float]]] = {}
+    for case, ways in found.items():
+        medians[case] = {
+            way: {
+                "ratio": ratio(rounds, ways[ALONE]),
+                "requests_per_s": statistics.median(one["requests_per_s"] for one in rounds),
+            }
+            for way, rounds in ways.items()
+        }
+        for way, row in medians[case].items():
+            print(f"{shape}  {case:8} {way:16} {row['requests_per_s']:8.2f} requests/s  {row['ratio']:.2f}", flush=True)
+    return medians
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--shape", default="S", choices=sorted(random_checkpoints.SHAPES))
+    parser.add_argument("--shapes", default="S,E", help=f"of {', '.join(random_checkpoints.SHAPES)}")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "moonlang-bench")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "ranks.json")
     args = parser.parse_args()
     args.models.mkdir(parents=True, exist_ok=True)
-    found = measure(args.shape, args.cases.split(","), args.rounds, args.models)
-    report = {"machine": engines.machine(), "shape": args.shape, "ratios": {}, "rounds": found}
-    for case, ways in found.items():
-        ratios = {way: ratio(rounds, ways["one process"]) for way, rounds in ways.items()}
-        report["ratios"][case] = ratios
-        print(f"{case:8}", "  ".join(f"{way} {value:.2f}" for way, value in ratios.items()))
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    whole: dict[str, Any] = {"machine": engines.machine(), "medians": {}, "rounds": {}}
+    for shape in args.shapes.split(","):
+        found = whole["rounds"][shape] = measure(shape, args.cases.split(","), args.rounds, args.models)
+        whole["medians"][shape] = report(shape, found)
+    args.out.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,11 @@ SHAPES: dict[str, Shape] = {
     "tp2": Shape(alone, "--tp-size 2"),
     "dp2": Shape(alone, "--dp-size 2 --load-balance-method total_tokens"),
     "pp2": Shape(alone, "--pp-size 2"),
+    "dp2-pp2": Shape(alone, "--dp-size 2 --pp-size 2"),
+    "pp2-cached": Shape(cached, "--pp-size 2 --hicache-write-policy write_back"),
+    "pair-pp2-1": Shape(pair, f"{SMALL}|--pp-size 2"),
+    "pair-1-pp2": Shape(pair, f"{SMALL}||--pp-size 2"),
+    "pair-pp2-tp2": Shape(pair, f"{SMALL}|--pp-size 2 --tp-size 2|--tp-size 2"),
     "workers": Shape(alone, "--tokenizer-worker-num 2 --detokenizer-worker-num 2 --messaging-backend mooncake"),
     "write_through": Shape(cached, "--hicache-write-policy write_through"),
     "write_back": Shape(cached, "--hicache-write-policy write_back"),
@@ -108,6 +113,7 @@ SHAPES: dict[str, Shape] = {
     "ep2-overlap": Shape(alone, f"{MIXTURE} --enable-two-batch-overlap", mixture=True),
     "ep2-copies": Shape(alone, COPIES, mixture=True),
     "ep2-cached": Shape(cached, MIXTURE, mixture=True),
+    "ep2-pp2": Shape(alone, f"{MIXTURE} --pp-size 2 --enable-two-batch-overlap", mixture=True),
     "ep2-pair": Shape(pair, f"{SMALL}||{MIXTURE}", mixture=True),
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import select
 import statistics
@@ -154,7 +155,9 @@ def main() -> int:
     schema = KvSchema(
         num_layers=1, num_kv_heads=1, head_dim=args.page_kb * 256, page_size=1, dtype="bfloat16", itemsize=2
     )
-    pool = np.random.default_rng(1).integers(0, 256, (2 * args.pages, schema.page_bytes), np.uint8)
+    # Mapped, as an engine's pool is: it begins with a page of the system, and its pages at multiples of 64.
+    pool = np.frombuffer(mmap.mmap(-1, 2 * args.pages * schema.page_bytes), np.uint8).reshape(2 * args.pages, -1)
+    pool[:] = np.random.default_rng(1).integers(0, 256, pool.shape, np.uint8)
     results = {place: measure(place, pool, schema, args) for place in PLACES}
     for place, found in results.items():
         medians = {name: statistics.median(values) for name, values in found.items()}

@@ -216,15 +216,16 @@ def main() -> int:
     parser.add_argument("--a2a", default=f"{NONE},{TORCH},{MOONCAKE}")
     parser.add_argument("--pairs", choices=("none", "few"), default="few")
     parser.add_argument("--transfer", default="mooncake", help="how pages of a pair travel")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "moonlang-equal", help="for logs")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "equal_outputs.json")
     args = parser.parse_args()
     names, carriers = args.shapes.split(","), args.a2a.split(",")
     kinds = [(name, carrier) for name in names for carrier in SHAPES[name].a2a if carrier in carriers]
     others = list(FEW) if args.pairs == "few" else []
-    with tempfile.TemporaryDirectory(prefix="equal-outputs-") as folder:
-        table = Table(Path(folder), args.transfer)
-        for model in args.models.split(","):
-            table.measure(model, kinds, others)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    table = Table(args.folder, args.transfer)
+    for model in args.models.split(","):
+        table.measure(model, kinds, others)
     equal = sum(row["equal"] for row in table.rows)
     print(f"{equal} of {len(table.rows)} equal")
     args.out.write_text(json.dumps({"machine": engines.machine(), "rows": table.rows}, indent=1) + "\n")

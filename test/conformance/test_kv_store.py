@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import threading
@@ -29,6 +30,7 @@ from moonlang.mooncake.kv_store import MooncakeStore
 from moonlang.storage.channel import PageStore, StoreChannel, StoreOptions
 from moonlang.storage.faulty import Faults, FaultyStore
 from moonlang.storage.file import FileStore
+from moonlang.storage.manifest import HEADER_BYTES
 from moonlang.storage.memory import MemoryStore
 from moonlang.storage.null import NullStore
 
@@ -420,6 +422,46 @@ def test_pages_stay_with_a_writer_that_has_room(master: Master) -> None:
     one.channel.close()
     assert other.do(Probe(keys=tuple(keys(16)))).count == 0
     other.channel.close()
+
+
+def test_what_lies_in_the_own_segment_is_verified_as_it_is_copied(master: Master) -> None:
+    """The bytes that are copied are the ones that are summed, and damage in the segment is a miss."""
+    store = open_mooncake(master.address, segment="16mb")
+    engine = Engine(store, ranks=2, num_kv_heads=2)
+    for pool in engine.pools:
+        pool[:] = np.random.default_rng(1).integers(0, 256, pool.shape, np.uint8)
+    assert engine.save(keys(8), range(8)).count == 8
+    assert engine.load(keys(8), range(8, 16)).count == 8
+    headers = engine.channel._pages.headers
+    assert headers.summed.all()
+    for pool in engine.pools:
+        np.testing.assert_array_equal(pool[8:16], pool[:8])
+    names = engine.channel._pages.names(keys(8))
+    assert store._near is not None
+    (address,) = store._near.addresses(names[5:6], HEADER_BYTES + engine.schema.page_bytes)
+    last = address + HEADER_BYTES + engine.schema.page_bytes - 1  # of the second rank's slice
+    (ctypes.c_uint8 * 1).from_address(last)[0] ^= 4
+    assert engine.load(keys(8), range(16, 24)).count == 5
+    assert engine.channel.totals.failures["checksum"] == 1
+    assert engine.do(Probe(keys=tuple(keys(8)))).count == 5, "it has been removed"
+    engine.channel.close()
+
+
+def test_pages_of_two_owners_are_read_together(master: Master) -> None:
+    """Those of the own segment are copied, the others travel, whatever their order; only a real gap ends the count."""
+    one, other = (Engine(open_mooncake(master.address, segment="16mb")) for _ in range(2))
+    names = keys(8)
+    content = fill(one, range(8), 1)
+    other.pool[:8] = content
+    assert one.save(names[:3], range(3)).count == other.save(names[3:5], range(3, 5)).count + 1 == 3
+    assert one.save(names[5:], range(5, 8)).count == 3
+    for engine in (one, other):
+        assert engine.load(names, range(16, 24)).count == 8
+        np.testing.assert_array_equal(engine.pool[16:24], content)
+    missing = PageKeys(16, "missing").upto(list(range(16)), 1)
+    assert one.load([*names[:4], *missing, *names[4:]], range(16, 25)).count == 4
+    for engine in (one, other):
+        engine.channel.close()
 
 
 def test_pages_whose_lease_ran_out_while_they_were_read_count(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from hicache_servers import PATIENT, PROMPT_TOKENS, Answer, CachedServer, prompt
-from live_server import LiveServer
 from pd_servers import couple
 from ranked_answers import BODIES, answers
 from tiny_folder import write_tiny_folder
@@ -123,21 +122,12 @@ def test_a_pair_of_copies(alone: CachedServer, model: tuple[str, ...], tmp_path:
 
 def test_a_rank_that_only_computes_is_lost(copies: CachedServer) -> None:
     """The last test of this server, in the middle of a request."""
-    pid, run = job_of(copies, "worker-3")
+    run = copies.run_directory()
     body = {"text": "x", "stream": True, "sampling_params": ENDLESS, "routed_dp_rank": 0}
     with copies.http.stream("POST", "/generate", json=body) as response:
         next(response.iter_lines())
-        os.kill(pid, signal.SIGKILL)
-        assert copies.process.wait(20) == 1
+        os.kill(copies.roles()["worker-3"], signal.SIGKILL)
+        assert copies.process.wait(60) == 1
     assert "The worker-3 was killed by SIGKILL" in copies.log
     assert not run.exists()
     assert not list(Path("/dev/shm").glob(f"{run.name}*"))
-
-
-def job_of(server: LiveServer, role: str) -> tuple[int, Path]:
-    """The process of a role, and the run directory of its server."""
-    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    pids = [pid for file in children for pid in file.read_text().split()]
-    jobs = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in pids}
-    pid, words = next((pid, words) for pid, words in jobs.items() if any(f"/{role}.json" in word for word in words))
-    return int(pid), Path(next(word for word in words if f"/{role}.json" in word)).parent

@@ -60,10 +60,10 @@ def expected(folder: Path) -> Iterator[list[tuple[Any, ...]]]:
 
 def test_two_ranks(folder: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
     with LiveServer(tmp_path, "--model-path", str(folder), *FLAGS, *EXCHANGE, *TWO) as server:
-        segments = server.shared_memory()
+        run = server.run_directory()
         assert answers(server) == expected
         assert "through shared memory" in server.log
-    assert not list(Path("/dev/shm").glob(f"{segments}*"))
+    assert not list(Path("/dev/shm").glob(f"{run.name}*"))
 
 
 def test_experts_that_move(folder: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_replicas_that_share_experts(folder: Path, expected: list[tuple[Any, ...
         return answer(response.json()) == expected[number]
 
     with LiveServer(tmp_path, "--model-path", str(folder), *FLAGS, *EXCHANGE, *flags) as server:
-        segments = server.shared_memory()
+        run = server.run_directory()
         assert all(right(server, *one) for one in asked)  # the other replica has nothing to do
         rebalanced(server, expected)
         with ThreadPoolExecutor(8) as pool:
@@ -135,4 +135,4 @@ def test_replicas_that_share_experts(folder: Path, expected: list[tuple[Any, ...
         assert right(server, *asked[0])
         assert server.stop() == 0
         assert "Traceback" not in server.log
-    assert not list(Path("/dev/shm").glob(f"{segments}*"))
+    assert not list(Path("/dev/shm").glob(f"{run.name}*"))

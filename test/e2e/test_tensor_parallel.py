@@ -33,11 +33,11 @@ def test_the_same_bits(server: LiveServer, ranks: LiveServer, name: str) -> None
 
 def test_a_lost_rank_ends_the_server(tmp_path: Path) -> None:
     with LiveServer(tmp_path, *FLAGS, "--tp-size", "2") as running:
-        segments = running.shared_memory()
+        run = running.run_directory()
         os.kill(running.roles()["worker-1"], signal.SIGKILL)
         assert running.process.wait(60) != 0
         assert "worker-1 was killed by SIGKILL" in running.log
-    assert not list(Path("/dev/shm").glob(f"{segments}*"))
+    assert not list(Path("/dev/shm").glob(f"{run.name}*"))
 
 
 def test_an_orderly_end_is_quiet(tmp_path: Path) -> None:

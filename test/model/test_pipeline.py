@@ -9,10 +9,11 @@ import dataclasses
 from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from checkpoints import read_config, write_checkpoint
+from live_server import free_port
 from plan_driver import Job, PlanDriver
 from rank_threads import JOIN_S, on_every_rank
 
@@ -31,23 +32,37 @@ VOCAB, NEW = 256, 5
 GREEDY, DRAWN = SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, top_p=0.9, seed=5)
 
 KERNELS = pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
+
+
+class Ranks(NamedTuple):
+    """`tp` ranks in each of `stages`, which are on as many hosts, or all on one."""
+
+    stages: int
+    tp: int = 1
+    attention: str = "cpu"
+    exchange: str = "none"
+    quantization: str | None = None
+    hosts: int = 1
+
+
 CASES = [
-    pytest.param("llama", "float32", 3, 1, "cpu", "none", marks=KERNELS),  # a layer each
-    pytest.param("llama", "bfloat16", 2, 2, "cpu", "none", marks=KERNELS),  # one and two layers
-    pytest.param("qwen3", "bfloat16", 2, 1, "cpu", "none", marks=KERNELS),  # a head that is the embedding
-    pytest.param("gemma3", "bfloat16", 2, 1, "cpu", "none", marks=KERNELS),  # two kinds of layers, a scaled embedding
-    pytest.param("qwen2_moe", "float32", 2, 1, "cpu", "none", marks=KERNELS),
-    pytest.param("deepseek_v3", "bfloat16", 2, 1, "cpu", "none", marks=KERNELS),  # dense layers first; latents
-    pytest.param(
-        "qwen3_moe", "bfloat16", 2, 2, "cpu", "mooncake", marks=KERNELS
-    ),  # experts in the ranks of a stage, which move
-    pytest.param("deepseek_v3", "bfloat16", 2, 2, "cpu", "torch", marks=KERNELS),  # the first stage may have none
-    pytest.param("llama", "float32", 2, 1, "torch_native", "none"),
-    pytest.param("qwen3", "bfloat16", 2, 1, "torch_native", "none"),
+    pytest.param("llama", "float32", Ranks(3), marks=KERNELS),  # a layer each
+    pytest.param("llama", "bfloat16", Ranks(2, 2), marks=KERNELS),  # one and two layers
+    pytest.param("qwen3", "bfloat16", Ranks(2), marks=KERNELS),  # a head that is the embedding
+    pytest.param("gemma3", "bfloat16", Ranks(2), marks=KERNELS),  # two kinds of layers, a scaled embedding
+    pytest.param("qwen2_moe", "float32", Ranks(2), marks=KERNELS),
+    pytest.param("deepseek_v3", "bfloat16", Ranks(2), marks=KERNELS),  # dense layers first; latents
+    pytest.param("qwen3", "bfloat16", Ranks(2, quantization="int8"), marks=KERNELS),
+    # Experts in the ranks of a stage: some that move, and a stage that may have none.
+    pytest.param("qwen3_moe", "bfloat16", Ranks(2, 2, exchange="mooncake"), marks=KERNELS),
+    pytest.param("deepseek_v3", "bfloat16", Ranks(2, 2, exchange="torch"), marks=KERNELS),
+    pytest.param("mixtral", "bfloat16", Ranks(2, 2, exchange="mooncake", hosts=2), marks=KERNELS),
+    pytest.param("llama", "float32", Ranks(2, attention="torch_native")),
+    pytest.param("qwen3", "bfloat16", Ranks(2, attention="torch_native")),
 ]
 
 
-def arguments(folder: Path, dtype: str, attention: str, exchange: str) -> ServerArgs:
+def arguments(folder: Path, dtype: str, ranks: Ranks) -> ServerArgs:
     return ServerArgs.create(
         model_path=str(folder),
         device="cpu",
@@ -55,34 +70,40 @@ def arguments(folder: Path, dtype: str, attention: str, exchange: str) -> Server
         page_size=16,
         max_total_tokens=1024,
         max_running_requests=8,
-        attention_backend=attention,
-        moe_a2a_backend=exchange,
-        enable_eplb=exchange == "mooncake",
+        attention_backend=ranks.attention,
+        quantization=ranks.quantization,
+        moe_a2a_backend=ranks.exchange,
+        enable_eplb=ranks.exchange == "mooncake",
         eplb_rebalance_num_iterations=1,
     )
 
 
-def runner(
-    folder: Path, dtype: str, attention: str, rank: int, stages: int, tp: int, exchange: str = "none"
-) -> ModelRunner:
-    config, args = read_config(folder, dtype), arguments(folder, dtype, attention, exchange)
-    if stages == 1:
-        return ModelRunner(config, args)
-    backend = "shared_memory" if attention == "cpu" else "gloo"
+def alone(folder: Path, dtype: str, ranks: Ranks) -> ModelRunner:
+    """What is as good as all of them."""
+    ranks = Ranks(1, attention=ranks.attention, quantization=ranks.quantization)
+    return ModelRunner(read_config(folder, dtype, quantization=ranks.quantization), arguments(folder, dtype, ranks))
+
+
+def runner(folder: Path, dtype: str, ranks: Ranks, rank: int, meeting: str) -> ModelRunner:
+    args = arguments(folder, dtype, ranks)
     seat = Seat(
         rank=rank,
-        size=stages * tp,
-        stages=stages,
-        meeting=str(folder / "meeting"),
+        size=ranks.stages * ranks.tp,
+        stages=ranks.stages,
+        meeting=meeting,
         plans="",
-        backend=backend,
+        backend="shared_memory" if ranks.attention == "cpu" and ranks.hosts == 1 else "gloo",
         patience_s=60,
-        local_size=stages * tp,
+        local_size=ranks.stages * ranks.tp // ranks.hosts,
     )
     joined = join(seat)
-    copies = 2 if args.enable_eplb else 0
-    config = dataclasses.replace(config, shard=joined.shard, stage=joined.stage, redundant_experts=copies)
-    way = joined.group and open_exchange(args, config, seat.of_stage(), joined.group)
+    config = dataclasses.replace(
+        read_config(folder, dtype, quantization=ranks.quantization),
+        shard=joined.shard,
+        stage=joined.stage,
+        redundant_experts=2 if args.enable_eplb else 0,
+    )
+    way = None if joined.group is None else open_exchange(args, config, seat.of_stage(), joined.group)
     return ModelRunner(config, args, group=joined.group, exchange=way, pipe=joined.pipe)
 
 
@@ -99,21 +120,20 @@ def answers(runner: Any) -> list[object]:
     return [(job.tokens, job.prompt, job.output, job.error) for job in jobs]
 
 
-@pytest.mark.parametrize(("name", "dtype", "stages", "tp", "attention", "exchange"), CASES, ids=str)
-def test_the_same_bits(
-    name: str, dtype: str, stages: int, tp: int, attention: str, exchange: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("name", "dtype", "ranks"), CASES, ids=str)
+def test_the_same_bits(name: str, dtype: str, ranks: Ranks, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, specs()[name].tiny())
-    alone = answers(runner(tmp_path, dtype, attention, 0, 1, 1))
-    ranks, last = stages * tp, (stages - 1) * tp
-    plans: list[SimpleQueue[StepPlan | None]] = [SimpleQueue() for _ in range(ranks)]
+    expected = answers(alone(tmp_path, dtype, ranks))
+    meeting = str(tmp_path / "meeting") if ranks.hosts == 1 else f"tcp://127.0.0.1:{free_port()}"
+    size, last = ranks.stages * ranks.tp, (ranks.stages - 1) * ranks.tp
+    plans: list[SimpleQueue[StepPlan | None]] = [SimpleQueue() for _ in range(size)]
     results: SimpleQueue[StepResult] = SimpleQueue()
 
     def work(rank: int) -> list[object]:
-        mine = runner(tmp_path, dtype, attention, rank, stages, tp, exchange)
+        mine = runner(tmp_path, dtype, ranks, rank, meeting)
         assert mine.schema.num_layers == len(mine.config.layers) < mine.config.num_layers
         assert mine.whole_schema.num_layers == mine.config.num_layers
-        assert (mine.balancer is not None) == (exchange == "mooncake")
+        assert (mine.balancer is not None) == (ranks.exchange == "mooncake")
         if rank == 0:
             return lead(mine)
         while (plan := plans[rank].get(timeout=JOIN_S)) is not None:
@@ -135,4 +155,4 @@ def test_the_same_bits(
             queue.put(None)
         return found
 
-    assert on_every_rank(ranks, work)[0] == alone
+    assert on_every_rank(size, work)[0] == expected

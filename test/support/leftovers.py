@@ -1,11 +1,15 @@
 """What a run of tests leaves behind: processes, files of servers, shared memory. A name in the environment, which all
-that it starts inherits, tells its processes from those of others on this machine."""
+that it starts inherits, tells its processes from those of others on this machine; the names of its servers' folders,
+which the kernel notes for us, its shared memory.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -17,8 +21,9 @@ from moonlang.roles import run_directory
 _VARIABLE = "MOONLANG_TEST_RUN"
 _PATIENCE_NS = 30 * clock.NS_PER_S
 _SHARED_MEMORY = Path("/dev/shm")
-_OURS = ("moonlang-*", "mcss_*")
 _HARMLESS = ("multiprocessing.resource_tracker",)  # ends with this process
+_IN_CREATE = 0x100  # of inotify
+_EVENT = struct.Struct("iIII")  # watch, mask, cookie, bytes of the name
 
 
 class Leftovers:
@@ -27,7 +32,8 @@ class Leftovers:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.temporary = Path(tempfile.mkdtemp(prefix="m-", dir="/tmp"))  # short: paths of sockets are
         self._mark = f"{_VARIABLE}={self.temporary.name}".encode()
-        self._segments = set(_segments())
+        self._notes = _watched(self.temporary)
+        self._names: set[str] = set()
         patch.setenv(_VARIABLE, self.temporary.name)
         patch.setenv("TMPDIR", str(self.temporary))
         patch.setattr(tempfile, "tempdir", None)
@@ -37,12 +43,13 @@ class Leftovers:
         deadline_ns = clock.monotonic_ns() + _PATIENCE_NS
         while (found := self._found()) and clock.monotonic_ns() < deadline_ns:
             clock.sleep_s(0.05)
+        os.close(self._notes)
         shutil.rmtree(self.temporary, ignore_errors=True)
         assert not found, f"The tests leave behind: {found}"
 
     def _found(self) -> list[str]:
         run_directory.reap(self.temporary)  # as the next server would, when one was killed
-        return [*self._processes(), *map(str, self.temporary.glob("moonlang-*")), *self._new_segments()]
+        return [*self._processes(), *map(str, self.temporary.glob("moonlang-*")), *self._segments()]
 
     def _processes(self) -> list[str]:
         found = []
@@ -53,17 +60,27 @@ class Leftovers:
                     found.append(f"process {process.name}: {command}")
         return [line for line in found if not any(part in line for part in _HARMLESS)]
 
-    def _new_segments(self) -> list[str]:
-        """Shared memory with a name that nobody has mapped."""
-        new = [segment for segment in _segments() if segment not in self._segments]
-        if not new:
-            return []
-        maps = ""
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                maps += (process / "maps").read_text()
-        return [str(segment) for segment in new if str(segment) not in maps]
+    def _segments(self) -> list[str]:
+        """Shared memory is named like the folder of its server."""
+        with contextlib.suppress(BlockingIOError):  # nothing more has been noted
+            while events := os.read(self._notes, 1 << 16):
+                self._names |= _names(events)
+        return [str(file) for file in _SHARED_MEMORY.glob("moonlang-*") if file.name.startswith(tuple(self._names))]
 
 
-def _segments() -> list[Path]:
-    return [segment for pattern in _OURS for segment in _SHARED_MEMORY.glob(pattern)]
+def _watched(folder: Path) -> int:
+    """A descriptor from which one reads what has been made in this folder."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    notes = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if notes < 0 or libc.inotify_add_watch(notes, os.fsencode(folder), _IN_CREATE) < 0:
+        raise OSError(ctypes.get_errno(), "inotify")
+    return notes
+
+
+def _names(events: bytes) -> set[str]:
+    found, at = set(), 0
+    while at < len(events):
+        *_, size = _EVENT.unpack_from(events, at)
+        at += _EVENT.size + size
+        found.add(events[at - size : at].rstrip(b"\0").decode())
+    return {name for name in found if name.startswith("moonlang-")}

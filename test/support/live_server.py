@@ -100,9 +100,9 @@ class LiveProcess:
         """Process id of each role that lives, by name."""
         return roles(self.process.pid)
 
-    def shared_memory(self) -> str:
-        """What the names of its files in /dev/shm begin with."""
-        return next(job.parent.name for job in jobs(self.process.pid))
+    def run_directory(self) -> Path:
+        """Its folder, whose name is that of its shared memory too."""
+        return next(job.parent for job in jobs(self.process.pid))
 
     def wait_until_up(self) -> None:
         """Wait until it takes requests."""

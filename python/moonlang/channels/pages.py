@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moonlang.base import checksum
 from moonlang.base.errors import BugError
+from moonlang.channels.moves import Sums, move, page_parts
 from moonlang.core.kv import KvRegion, unsharded
 
 Bytes = NDArray[np.uint8]
@@ -42,23 +42,17 @@ class PagePool:
         if sum(size for _, size in self._places) != self.page_bytes or len(set(by_head)) > 1:
             raise BugError("The ranks' slices of a page are unequal, or do not make up the page.")
 
-    def sum(self, page: int) -> int:
-        """Checksum of one page, in [0, 2**64)."""
-        return checksum.of_memory((base + page * size, size) for base, size in self._places)
+    def sums(self, pages: Sequence[int]) -> Sums:
+        """Checksums of these pages."""
+        return move(page_parts(self._places, pages, None, out=True))
 
-    def copy_out(self, page: int, target: Bytes) -> None:
-        """The pieces of `page`, one after the other, to `target` [page bytes]."""
-        at = 0
-        for piece in self.pieces:
-            target[at : at + piece.shape[1]] = piece[page]
-            at += piece.shape[1]
+    def copy_out(self, pages: Sequence[int], addresses: Sequence[int]) -> Sums:
+        """Copy the pieces of each page, one after the other, to an address; the checksums of what was written."""
+        return move(page_parts(self._places, pages, addresses, out=True))
 
-    def copy_in(self, page: int, source: Bytes) -> None:
+    def copy_in(self, pages: Sequence[int], addresses: Sequence[int]) -> Sums:
         """The other way round."""
-        at = 0
-        for piece in self.pieces:
-            piece[page] = source[at : at + piece.shape[1]]
-            at += piece.shape[1]
+        return move(page_parts(self._places, pages, addresses, out=False))
 
     def spread(self, pages: Sequence[int]) -> None:
         """Give what has been written into `pages` to the ranks that hold the same heads."""
@@ -78,9 +72,10 @@ class PagePool:
         head_bytes = self.schema.page_size * self.schema.row_bytes
         rows = self.page_bytes // (self.schema.num_kv_heads * head_bytes)  # the keys of a layer, or its values
         came = np.empty(self.page_bytes, np.uint8)
-        self.copy_out(page, came)
+        self.copy_out([page], [came.ctypes.data])
         whole = np.ascontiguousarray(came.reshape(shards, rows, -1).swapaxes(0, 1)).reshape(rows, self.cuts, -1)
-        self.copy_in(page, whole.swapaxes(0, 1).reshape(-1))
+        ours = np.ascontiguousarray(whole.swapaxes(0, 1))
+        self.copy_in([page], [ours.ctypes.data])
 
 
 def _place(region: KvRegion) -> tuple[int, int]:

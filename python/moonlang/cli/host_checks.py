@@ -151,6 +151,6 @@ def _port(args: ServerArgs) -> Check:
 
 
 def _left_behind(base: Path | None) -> Check:
-    """Sockets and jobs of servers that were killed; shared memory of theirs is gone by itself."""
+    """Sockets, jobs and shared memory of servers that were killed."""
     reaped = run_directory.reap(base)
     return Check("left behind", "ok", f"removed the files of {reaped} killed servers" if reaped else "nothing")

@@ -363,6 +363,8 @@ class TcpLink:
 
     def _open(self, spec: PeerSpec, deadline_ns: int, now_ns: int) -> None:
         self._search.add(spec, deadline_ns, now_ns)
+        for asked in self._asked.values():
+            asked.discard(spec.room)  # the answer was about an earlier request of the same room
 
     def _claim(self, room: int, now_ns: int) -> None:
         seeker = self._claims.claim(room, now_ns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +20,7 @@ from moonlang.entrypoints.exchange import json_response
 STORE = "/hicache/storage-backend"
 CLEAR = f"{STORE}/clear"
 MANAGEMENT = frozenset({STORE, CLEAR})
+_PATIENCE_S = 60  # the scheduler answers before
 
 
 class AttachBody(msgspec.Struct, kw_only=True):
@@ -64,14 +67,14 @@ class CacheRoutes:
         )
 
     async def attach(self, request: Request) -> Response:
-        """Open a store and use it from now on."""
+        """Open a store and use it from now on: on all replicas, or on none."""
         try:
             body = await exchange.read_json(request, AttachBody)
             extra = _extra(body.hicache_storage_backend_extra_config_json)
             self._refuse_other_policies(body)
         except RequestError as error:
             return json_response(errors.native(error), error.status)
-        return await self._call("attach_store", {"backend": body.hicache_storage_backend, "extra": extra})
+        return await self._attach({"backend": body.hicache_storage_backend, "extra": extra})
 
     async def detach(self) -> Response:
         """Use the store no more, and close it when its work is done."""
@@ -106,9 +109,39 @@ class CacheRoutes:
             }
         )
 
+    async def _attach(self, args: dict[str, Any]) -> Response:
+        """A request may go to any replica: where one cannot have the store, the others let go of it again."""
+        replicas = self._client.living
+        refusals = dict(zip(replicas, await self._on_each(replicas, "attach_store", args), strict=True))
+        failed = {replica: error for replica, error in refusals.items() if error is not None}
+        attached = [replica for replica in replicas if replica not in failed]
+        if not failed:
+            return json_response({"success": True, "message": "ok"})
+        back = await self._on_each(attached, "detach_store", {})
+        parts = [f"Replica {replica}: {error}" for replica, error in failed.items()]
+        parts += ["It is detached from the others again."] if attached else []
+        parts += [f"Replica {i} has kept it: {error}" for i, error in zip(attached, back, strict=True) if error]
+        first = next(iter(failed.values()))
+        message = " ".join(parts) if len(replicas) > 1 else str(first)
+        if first.status == 400:
+            return json_response({"success": False, "message": message}, 400)
+        return json_response(errors.native(RequestError(message, status=first.status)), first.status)
+
+    async def _on_each(self, replicas: Sequence[int], verb: Verb, args: dict[str, Any]) -> list[RequestError | None]:
+        """Call each of them; why it has not done it, None where it has."""
+
+        async def call(replica: int) -> RequestError | None:
+            try:
+                reply = await self._client.control_one(replica, verb, args, timeout_s=_PATIENCE_S)
+            except RequestError as error:
+                return error
+            return None if reply.ok else RequestError(reply.message)
+
+        return await asyncio.gather(*(call(replica) for replica in replicas))
+
     async def _call(self, verb: Verb, args: dict[str, Any]) -> Response:
         try:
-            reply = await self._client.control(verb, args, timeout_s=60)
+            reply = await self._client.control(verb, args, timeout_s=_PATIENCE_S)
         except RequestError as error:
             return json_response(errors.native(error), error.status)
         return json_response({"success": reply.ok, "message": reply.message or "ok"}, 200 if reply.ok else 400)

@@ -16,6 +16,7 @@ import uvicorn
 from moonlang.base.errors import ConfigError
 
 BACKLOG = 2048
+KEEP_ALIVE_S = 75  # an idle connection: longer than clients keep theirs (5 s to 60 s), so that none writes into its end
 
 
 def raise_open_files() -> None:

@@ -68,6 +68,7 @@ def build(
         access_log=_http_level(args) <= logging.INFO,
         server_header=False,
         backlog=front.BACKLOG,
+        timeout_keep_alive=front.KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,

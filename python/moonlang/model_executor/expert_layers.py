@@ -24,7 +24,8 @@ class ProgramExperts:
         self.placement = Placement(tuple(tuple(held) for held in built.placement.slots))
         self._built = built
         self._rank = rank
-        self._held = built.held
+        self._held = list(built.held)
+        built.held.clear()  # what is no longer held shall go
 
     def take_counts(self) -> Tensor:
         return torch.tensor(self._built.layer.take_counts())

@@ -1,8 +1,8 @@
 """Balancing experts while they serve: from what tokens have chosen lately to a placement, and to it without stopping.
 
-All ranks run the same steps, so they count alike and meet alike: at the same step each adds up the choices of all, and
-finds the same placement. Each then loads what its slots lack in a thread of its own. Every few steps they tell each
-other how far they are, and when all are ready they put it in place, between the same two steps.
+All ranks run the same steps, so they count alike and meet alike: at the same step each adds up the choices of all. In
+a thread beside the model each then finds the placement, which is the same for all, and loads what its slots lack. Every
+few steps they tell each other how far they are; when all are ready they put it in place, between the same two steps.
 """
 
 from __future__ import annotations
@@ -95,17 +95,23 @@ class Totals:
 
 
 @dataclass(slots=True)
-class _Move:
-    """Some layers on their way to a new placement."""
+class _Job:
+    """What follows from one look at the load [L, E]. chunks: placements by layer, of layers that move at a time; puts:
+    of the first chunk. moved, after: what will be said of it in the end."""
 
-    placements: dict[int, Placement]  # by layer
+    load: Tensor
     state: int = _LOADING
+    planned: bool = False
+    chunks: list[dict[int, Placement]] = field(default_factory=list[dict[int, Placement]])
     puts: list[Put] = field(default_factory=list[Put])
+    moved: int = 0
+    after: float = 1.0
     error: str = ""
 
-    @property
     def digest(self) -> int:
-        return zlib.crc32(repr(sorted((layer, placed.slots) for layer, placed in self.placements.items())).encode())
+        """Of all that will be where, which ranks must agree about."""
+        wanted = [(layer, placed.slots) for chunk in self.chunks for layer, placed in chunk.items()]
+        return zlib.crc32(repr(wanted).encode())
 
 
 class Balancer:
@@ -120,71 +126,89 @@ class Balancer:
         self._group = group
         self._balancing = balancing
         self._steps = 0
-        self._moves: list[_Move] = []
-        self._loads: list[list[int]] = []
+        self._job: _Job | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to come of a look at the load; on all ranks the same after each step."""
+        return self._job is not None
 
     def step(self) -> None:
         """Between two steps of the model. PeerError when a rank is lost."""
         self._steps += 1
-        if self._moves:
+        if self._job is not None:
             if self._steps % _MEET == 0:
-                self._meet(self._moves[0])
+                self._meet(self._job)
         elif self._steps % self._balancing.every == 0:
-            self._look()
+            counts = torch.stack([layer.take_counts() for layer in self._layers])
+            self._job = _Job(self._group.all_gather(counts).sum(0))
+            self._go_on(self._job)
 
-    def _look(self) -> None:
-        counts = torch.stack([layer.take_counts() for layer in self._layers])
-        self._loads = self._group.all_gather(counts).sum(0).tolist()
-        totals, old = self.totals, [layer.placement for layer in self._layers]
-        rank_loads = [placed.rank_loads(load) for placed, load in zip(old, self._loads, strict=True)]
-        totals.look(_mean_balancedness(old, self._loads), rank_loads)
-        if totals.before > self._balancing.threshold:
-            return
-        wanted = {i: balanced(load, placed) for i, (placed, load) in enumerate(zip(old, self._loads, strict=True))}
-        changed = [(i, placed) for i, placed in wanted.items() if placed != old[i]]
-        step = self._balancing.chunk or max(1, len(changed))
-        self._moves = [_Move(dict(changed[first : first + step])) for first in range(0, len(changed), step)]
-        if self._moves:
-            self._load(self._moves[0])
+    def _go_on(self, job: _Job) -> None:
+        job.state = _LOADING
+        threading.Thread(target=self._work, args=(job,), name="expert-loader", daemon=True).start()
 
-    def _load(self, move: _Move) -> None:
-        threading.Thread(target=self._prepare, args=(move,), name="expert-loader", daemon=True).start()
-
-    def _prepare(self, move: _Move) -> None:
+    def _work(self, job: _Job) -> None:
+        """Beside the model: find placements, and load what the first of them need."""
         try:
-            move.puts = [self._layers[layer].prepare(placed) for layer, placed in move.placements.items()]
-            move.state = _READY
+            if not job.planned:
+                self._plan(job)
+            if job.chunks:
+                job.puts = [self._layers[layer].prepare(placed) for layer, placed in job.chunks[0].items()]
+            job.state = _READY
         except BaseException as error:  # noqa: BLE001 - told to all ranks, which stay as they are then
-            move.error = f"{type(error).__name__}: {error}"
-            move.state = _FAILED
+            job.error = f"{type(error).__name__}: {error}"
+            job.state = _FAILED
 
-    def _meet(self, move: _Move) -> None:
-        told = self._group.all_gather(torch.tensor([move.state, move.digest]))
-        states, digests = told[:, 0].tolist(), told[:, 1].tolist()
-        if _FAILED in states or len(set(digests)) > 1:
-            _log.error("Experts stay where they are: %s", move.error or "another rank could not load what it lacks.")
-            self._moves = []
-        elif _LOADING not in states:
-            self._put(move)
-
-    def _put(self, move: _Move) -> None:
-        totals = self.totals
-        for layer, placed in move.placements.items():
-            totals.moved += len(moves(self._layers[layer].placement, placed))
-        for put in move.puts:
-            put()
-        del self._moves[0]
-        if self._moves:
-            self._load(self._moves[0])
+    def _plan(self, job: _Job) -> None:
+        loads, old = job.load.tolist(), [layer.placement for layer in self._layers]
+        rank_loads = [placed.rank_loads(load) for placed, load in zip(old, loads, strict=True)]
+        self.totals.look(_mean_balancedness(old, loads), rank_loads)
+        job.planned = True
+        if self.totals.before > self._balancing.threshold:
             return
+        new = [balanced(load, placed) for placed, load in zip(old, loads, strict=True)]
+        changed = [layer for layer, placed in enumerate(new) if placed != old[layer]]
+        step = self._balancing.chunk or max(1, len(changed))
+        job.chunks = [
+            {layer: new[layer] for layer in changed[first : first + step]} for first in range(0, len(changed), step)
+        ]
+        job.moved = sum(len(moves(old[layer], new[layer])) for layer in changed)
+        job.after = _mean_balancedness(new, loads)
+
+    def _meet(self, job: _Job) -> None:
+        """With the other ranks, to hear how far they are."""
+        state = job.state  # first: what is ready does not change any more
+        told = self._group.all_gather(torch.tensor([state, job.digest() if state == _READY else 0]))
+        states, digests = told[:, 0].tolist(), told[:, 1].tolist()
+        if _LOADING in states:
+            return
+        if _FAILED in states or len(set(digests)) > 1:
+            _log.error("Experts stay where they are: %s", job.error or "another rank cannot load what it lacks.")
+            self._job = None
+        else:
+            self._put(job)
+
+    def _put(self, job: _Job) -> None:
+        if not job.chunks:
+            self._job = None
+            return
+        for put in job.puts:
+            put()
+        del job.chunks[0]
+        if job.chunks:
+            self._go_on(job)
+            return
+        self._job, totals = None, self.totals
         totals.rebalances += 1
-        totals.after = _mean_balancedness([layer.placement for layer in self._layers], self._loads)
+        totals.moved += job.moved
+        totals.after = job.after
         if self._group.rank == 0:
             _log.info(
-                "Experts are balanced. balancedness: %.3f -> %.3f, moved in all: %d, step: %d",
+                "Experts are balanced. balancedness: %.3f -> %.3f, moved slots: %d, step: %d",
                 totals.before,
                 totals.after,
-                totals.moved,
+                job.moved,
                 self._steps,
             )
 

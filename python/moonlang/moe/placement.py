@@ -6,11 +6,13 @@ on a placement. Everything here is a pure function of its arguments, so ranks th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from moonlang.config.shard import Shard
+
+_SLACK = 0.05  # of a rank's mean load: so much more may be on the rank that has an expert already
 
 
 class Copy(NamedTuple):
@@ -62,27 +64,9 @@ class Placement:
         return [sum(each[expert] for expert in held) for held in self.slots]
 
     def balancedness(self, load: Sequence[float]) -> float:
-        """The mean load of the ranks that hold experts over the highest one: 1 is perfect. 1 without any load."""
-        loads = [found for found, held in zip(self.rank_loads(load), self.slots, strict=True) if held]
+        """The mean load of the ranks over the highest one: 1 is perfect. 1 without any load."""
+        loads = self.rank_loads(load)
         return sum(loads) / len(loads) / max(loads) if max(loads) > 0 else 1.0
-
-    def without(self, lost: Collection[int], load: Sequence[float] | None = None) -> Placement:
-        """The same ranks, those of `lost` without slots. What survives stays where it is.
-
-        An expert that has lost its last copy takes the slot of one that has several, or a new slot where none has. Both
-        on the rank with the least load. load: by expert, equal when not given. ValueError: nobody is left.
-        """
-        left = [[] if rank in lost else list(held) for rank, held in enumerate(self.slots)]
-        ranks = [rank for rank, held in enumerate(left) if held]
-        if not ranks:
-            raise ValueError("No rank with experts is left.")
-        loads = [1.0] * self.experts if load is None else load
-        counts = _counted(left, self.experts)
-        for expert in _heaviest(range(self.experts), loads):
-            if counts[expert] == 0:
-                _house(expert, left, ranks, counts, loads)
-                counts[expert] = 1
-        return Placement(tuple(tuple(held) for held in left))
 
 
 def even(experts: int, ranks: int, redundant: int = 0) -> Placement:
@@ -104,52 +88,25 @@ def balanced(load: Sequence[float], old: Placement) -> Placement:
     first, to the rank with the least load that has none of the expert. What can stay in its slot stays.
     """
     sizes = [len(held) for held in old.slots]
-    counts = _shared_out(load, sum(sizes), sum(size > 0 for size in sizes))
-    held = _packed(load, counts, sizes)
+    counts = _shared_out(load, sum(sizes), len(sizes))
+    held = _packed(load, counts, old)
     new = _settled(_renumbered(held, old), old)
     return new if max(new.rank_loads(load)) < max(old.rank_loads(load)) else old
 
 
 def moves(old: Placement, new: Placement) -> list[Move]:
-    """Of all slots of `new` that had another expert in `old`, or did not exist. ValueError: other numbers of ranks."""
+    """Of all slots that have another expert in `new`. Both have the same slots."""
     return [
         Move(rank, slot, expert)
         for rank, (before, after) in enumerate(zip(old.slots, new.slots, strict=True))
         for slot, expert in enumerate(after)
-        if slot >= len(before) or before[slot] != expert
+        if before[slot] != expert
     ]
 
 
 def _heaviest(experts: Iterable[int], load: Sequence[float]) -> list[int]:
     """Highest load first, equal ones by number."""
     return sorted(experts, key=lambda expert: (-load[expert], expert))
-
-
-def _counted(held: Sequence[Sequence[int]], experts: int) -> list[int]:
-    """By expert, the copies there are."""
-    counts = [0] * experts
-    for some in held:
-        for expert in some:
-            counts[expert] += 1
-    return counts
-
-
-def _house(expert: int, held: list[list[int]], ranks: Sequence[int], counts: list[int], load: Sequence[float]) -> None:
-    """Give the expert, which is nowhere, a slot in `held`, see `Placement.without`."""
-    each = [total / max(1, count) for total, count in zip(load, counts, strict=True)]
-    loads = {rank: sum(each[other] for other in held[rank]) for rank in ranks}
-    spare = [
-        (loads[rank] - each[other], len(held[rank]), rank, slot)
-        for rank in ranks
-        for slot, other in enumerate(held[rank])
-        if counts[other] > 1
-    ]
-    if spare:
-        _, _, rank, slot = min(spare)
-        counts[held[rank][slot]] -= 1
-        held[rank][slot] = expert
-        return
-    held[min(ranks, key=lambda rank: (loads[rank], len(held[rank]), rank))].append(expert)
 
 
 def _shared_out(load: Sequence[float], slots: int, ranks: int) -> list[int]:
@@ -162,16 +119,21 @@ def _shared_out(load: Sequence[float], slots: int, ranks: int) -> list[int]:
     return counts
 
 
-def _packed(load: Sequence[float], counts: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """By rank with `sizes` slots, the experts in them."""
+def _packed(load: Sequence[float], counts: Sequence[int], old: Placement) -> list[list[int]]:
+    """By rank, the experts in its slots, of which there are as many as in `old`."""
+    sizes, had = [len(held) for held in old.slots], [set(held) for held in old.slots]
     each = [total / count for total, count in zip(load, counts, strict=True)]
     held: list[list[int]] = [[] for _ in sizes]
     loads = [0.0] * len(sizes)
+    slack = _SLACK * sum(load) / len(sizes)
     for expert in _heaviest(range(len(counts)), each):
         for _ in range(counts[expert]):
             free = [rank for rank, size in enumerate(sizes) if len(held[rank]) < size]
             apart = [rank for rank in free if expert not in held[rank]]
-            rank = min(apart or free, key=lambda rank: (loads[rank], len(held[rank]), rank))
+            choice = apart or free
+            enough = min(loads[rank] for rank in choice) + slack
+            home = [rank for rank in choice if loads[rank] <= enough and expert in had[rank]]
+            rank = min(home or choice, key=lambda rank: (loads[rank], len(held[rank]), rank))
             held[rank].append(expert)
             loads[rank] += each[expert]
             if not apart:

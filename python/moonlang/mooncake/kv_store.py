@@ -20,10 +20,12 @@ import numpy as np
 
 from moonlang.base import log
 from moonlang.base.errors import ConfigError, PeerError
+from moonlang.channels.moves import move, page_parts
 from moonlang.channels.pages import Bytes
 from moonlang.core.ports import KvStore
 from moonlang.mooncake import lib, probe, segment, store_config
 from moonlang.mooncake.lib import how_to_get as how_to_get
+from moonlang.mooncake.near import Near
 from moonlang.mooncake.store_config import StoreConfig
 from moonlang.storage.channel import Headers, StoreChannel, StoreFullError, StoreOptions
 from moonlang.storage.manifest import HEADER_BYTES
@@ -67,9 +69,9 @@ class _Buffers:
         header, *pools = self._arrays
         return [header[i], *(pool[page] for pool in pools)]
 
-    def places(self, pages: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
-        """Addresses and sizes of the parts of each object."""
-        rows = ((i, *[page] * (len(self._sizes) - 1)) for i, page in enumerate(pages))
+    def places(self, pages: Sequence[int], first: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+        """Addresses and sizes of the parts of each object. first: number of the first one within its call."""
+        rows = ((i, *[page] * (len(self._sizes) - 1)) for i, page in enumerate(pages, first))
         places = [
             [start + at * size for start, at, size in zip(self._starts, row, self._sizes, strict=True)] for row in rows
         ]
@@ -78,8 +80,18 @@ class _Buffers:
     def gather(self, pages: Sequence[int]) -> None:
         """To be called before the objects are written ..."""
 
-    def scatter(self, pages: Sequence[int]) -> None:
+    def scatter(self, pages: Sequence[int], first: int = 0) -> None:
         """... and after they have been read."""
+
+    def take(self, addresses: Sequence[int], pages: Sequence[int], headers: Headers) -> None:
+        """Copy objects that lie somewhere in this process."""
+        size, *_ = self._sizes
+        for i, address in enumerate(addresses):
+            ctypes.memmove(self._starts[0] + i * size, address, size)
+        places = list(zip(self._starts[1:], self._sizes[1:], strict=True))
+        behind = [address + size for address in addresses]
+        headers.sums[: len(pages)] = move(page_parts(places, pages, behind, out=False))
+        headers.summed[: len(pages)] = True
 
 
 class _Staged(_Buffers):
@@ -94,8 +106,8 @@ class _Staged(_Buffers):
         for i, page in enumerate(pages):
             np.concatenate(self._outside.parts(i, page), out=self._staging[i])
 
-    def scatter(self, pages: Sequence[int]) -> None:
-        for i, page in enumerate(pages):
+    def scatter(self, pages: Sequence[int], first: int = 0) -> None:
+        for i, page in enumerate(pages, first):
             at = 0
             for part in self._outside.parts(i, page):
                 part[:] = self._staging[i, at : at + len(part)]
@@ -114,17 +126,21 @@ class MooncakeStore:
         self._store = _connect(config)
         self._segment = segment.Segment(before, config.segment_bytes)
         self._placement = lib.placement(self._store.get_hostname() if config.segment_bytes else "")
+        is_near = config.segment_bytes > 0 and not config.client
+        self._near = Near(self._store, self._placement) if is_near else None
         # A put spins until its bytes have arrived.
         self._spinner = ThreadPoolExecutor(1, "kv-store-put", segment.stand_back)
+        self._headers: Headers
         self._incoming: _Buffers
         self._outgoing: _Buffers
 
     def attach(self, pools: Sequence[Bytes], headers: Headers) -> None:
-        incoming, outgoing = (_Buffers([each, *pools]) for each in headers)
+        self._headers = headers
+        incoming, outgoing = (_Buffers([each, *pools]) for each in (headers.read, headers.written))
         if self._config.client:
             incoming, outgoing = self._staged(incoming), self._staged(outgoing)
         else:
-            for memory in (*pools, *headers):
+            for memory in (*pools, headers.read, headers.written):
                 # Refused for memory that the shared engine has registered already, which is as good.
                 self._store.register_buffer(memory.ctypes.data, memory.nbytes)
         self._incoming, self._outgoing = incoming, outgoing
@@ -140,15 +156,23 @@ class MooncakeStore:
         return count
 
     def read(self, names: Sequence[str], pages: Sequence[int]) -> int:
-        addresses, sizes = self._incoming.places(pages)
-        headers = self._incoming.headers(len(names))
+        near = self._near.addresses(names, self._incoming.object_bytes) if self._near is not None else []
+        count = len(near)
+        if near:
+            self._incoming.take(near, pages[:count], self._headers)
+        return count + self._fetch(names[count:], pages[count:], count) if count < len(names) else count
+
+    def _fetch(self, names: Sequence[str], pages: Sequence[int], first: int) -> int:
+        """Have the library read these objects, the first of which is number `first` of its call."""
+        addresses, sizes = self._incoming.places(pages, first)
+        headers = self._incoming.headers(first + len(names))[first:]
         headers[:] = 0
         answers = self._store.batch_get_into_multi_buffers(list(names), addresses, sizes)
         good = sum(sizes[0]), _LATE  # who is late is verified like everybody else
         count = next((i for i, answer in enumerate(answers) if answer not in good or not headers[i].any()), len(names))
-        if count < len(names) and answers[count] < 0 and answers[count] != _NOT_FOUND and count == 0:
+        if count < len(names) and answers[count] < 0 and answers[count] != _NOT_FOUND and first + count == 0:
             raise _failure("read pages", answers[count])
-        self._incoming.scatter(pages[:count])
+        self._incoming.scatter(pages[:count], first)
         return count
 
     def write(self, names: Sequence[str], pages: Sequence[int]) -> int:

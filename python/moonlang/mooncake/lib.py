@@ -60,6 +60,11 @@ def placement(segment: str) -> Any:
     return found
 
 
+def is_complete(replica: Any) -> bool:
+    """Whether a replica of an object, as the store describes it, lies whole in somebody's memory."""
+    return replica.is_memory_replica() and replica.status == _load("mooncake.store").ReplicaStatus.COMPLETE
+
+
 def shared_segment() -> Any:
     """The class of memory that ranks of one host share. ConfigError when there is none."""
     return _load("mooncake.engine").SharedSegment

@@ -1,4 +1,5 @@
-"""The private folder of a running server: mailbox sockets, the children's jobs, heartbeats. Gone when it is."""
+"""The private folder of a running server: mailbox sockets, the children's jobs, heartbeats. Gone when it is, and with
+it what its ranks have put into shared memory under its name."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 _PREFIX = "moonlang-run-"
 _OWNER = "owner.lock"
+_SHARED_MEMORY = Path("/dev/shm")
 _LONGEST_SOCKET_PATH = 107  # bytes, from sockaddr_un
 BASE_VARIABLE = "MOONLANG_RUN_BASE"  # environment: a folder that goes with whoever started this process
 _RANDOM_BYTES = 8  # that tempfile puts behind the prefix
@@ -34,9 +36,9 @@ class RunDirectory:
             self._move(named(name))
 
     def remove(self) -> None:
-        """Delete the folder. May be called twice."""
+        """Delete the folder, when nobody uses it any more. May be called twice."""
         if self._lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _delete(self.path)
             os.close(self._lock)
             self._lock = -1
 
@@ -79,10 +81,18 @@ def reap(base: Path | None = None) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock).st_nlink == 0:
                 continue  # another was faster, and the folder may be a successor's by now
-            shutil.rmtree(owner.parent, ignore_errors=True)
+            _delete(owner.parent)
             reaped += 1
         except BlockingIOError:
             pass  # its owner lives
         finally:
             os.close(lock)
     return reaped
+
+
+def _delete(directory: Path) -> None:
+    """A run directory, and those inside: a cluster's servers have theirs in its own."""
+    for each in (directory, *directory.glob(f"{_PREFIX}*")):
+        for segment in _SHARED_MEMORY.glob(f"{each.name}-*"):
+            segment.unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)

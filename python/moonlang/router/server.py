@@ -50,6 +50,7 @@ async def _serve(args: RouterArgs, listener: socket.socket) -> None:
             access_log=level <= logging.DEBUG,
             server_header=False,
             backlog=front.BACKLOG,
+            timeout_keep_alive=front.KEEP_ALIVE_S,
             timeout_graceful_shutdown=args.shutdown_grace_period_secs,
         )
         await _Server(config).serve([listener])

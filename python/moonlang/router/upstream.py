@@ -14,7 +14,7 @@ from moonlang.router.errors import RefusedError
 from moonlang.router.workers import Worker
 
 CONNECT_S = 3.0
-KEEP_ALIVE_S = 4.0  # less than the 5 s after which uvicorn closes an idle connection
+KEEP_ALIVE_S = 4.0  # less than the 5 s after which SGLang's servers close an idle connection
 # Belong to one connection, or are made anew for the next.
 _OWN = frozenset(b"connection keep-alive te trailer transfer-encoding upgrade content-length".split())
 _OWN_REQUEST = _OWN | {b"proxy-authorization", b"proxy-connection", b"host", b"expect", b"accept-encoding"}

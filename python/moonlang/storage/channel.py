@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moonlang.base.checksum import METHOD
 from moonlang.base.clock import NS_PER_MS, monotonic_ns
 from moonlang.base.errors import PeerError
 from moonlang.channels.lane import Lane
+from moonlang.channels.moves import Sums
 from moonlang.channels.pages import Bytes, PagePool
 from moonlang.channels.worker import WorkerChannel
 from moonlang.core.kv import KvRegion
@@ -37,14 +39,21 @@ class StoreFullError(PeerError):
 
 
 class Headers(NamedTuple):
-    """Where the headers of objects are, [N, HEADER_BYTES] each: up to N objects are read or written in a call."""
+    """Where the headers of objects are, [N, HEADER_BYTES] each: up to N objects are read or written in a call.
+
+    A store that copies pages itself may take their checksums on the way, of the bytes that it writes into the pools:
+    then sums[i] is that of the page of object i, and summed[i] True. The others are summed where they lie.
+    """
 
     read: Bytes
     written: Bytes
+    sums: Sums
+    summed: NDArray[np.bool_]
 
     @classmethod
     def of(cls, objects: int) -> Headers:
-        return cls(*(np.zeros((objects, HEADER_BYTES), np.uint8) for _ in range(2)))
+        read, written = (np.zeros((objects, HEADER_BYTES), np.uint8) for _ in range(2))
+        return cls(read, written, np.zeros(objects, np.uint64), np.zeros(objects, np.bool_))
 
 
 class PageStore(Protocol):
@@ -249,6 +258,7 @@ class StoreChannel(WorkerChannel[StoreOp]):
         return total, None
 
     def _load(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, Fault | None]:
+        self._pages.headers.summed[:] = False
         count = self._store.read(self._pages.names(keys), pages)
         good, fault = self._pages.verify(keys[:count], pages[:count])
         if fault is not None:  # objects are never replaced: the page computed instead can only enter when it is gone
@@ -268,7 +278,7 @@ class _Pages:
         self.page_bytes = pool.page_bytes
         self.prefix = f"{model.replace('/', '-')}_{digest[:16]}_"
         self._pool = pool
-        self._headers = headers
+        self.headers = headers
         self._manifest = Manifest(digest, self.page_bytes, METHOD, pool.cuts)
 
     def names(self, keys: Sequence[bytes]) -> list[str]:
@@ -276,16 +286,17 @@ class _Pages:
 
     def describe(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
         """Write the headers of these pages."""
-        for i, (key, page) in enumerate(zip(keys, pages, strict=True)):
-            header = self._manifest.header(key, self._pool.sum(page))
-            self._headers.written[i] = np.frombuffer(header, np.uint8)
+        for i, (key, checksum) in enumerate(zip(keys, self._pool.sums(pages).tolist(), strict=True)):
+            header = self._manifest.header(key, checksum)
+            self.headers.written[i] = np.frombuffer(header, np.uint8)
 
     def verify(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[int, Fault | None]:
         """(how many of the first pages may be used, why the next may not). Those lie as all ranks need them now."""
         good, fault = 0, None
+        checksums = self._checksums(pages)
         for i, (key, page) in enumerate(zip(keys, pages, strict=True)):
-            header = self._headers.read[i].tobytes()
-            fault = self._manifest.fault(header, key, self._pool.sum(page))
+            header = self.headers.read[i].tobytes()
+            fault = self._manifest.fault(header, key, checksums[i])
             if fault is None and not self._pool.can_take(shards(header)):
                 fault = Fault.SCHEMA
             if fault is not None:
@@ -294,3 +305,11 @@ class _Pages:
             good += 1
         self._pool.spread(pages[:good])
         return good, fault
+
+    def _checksums(self, pages: Sequence[int]) -> list[int]:
+        """Of pages that have been read."""
+        sums = self.headers.sums[: len(pages)]
+        unsummed: list[int] = np.flatnonzero(~self.headers.summed[: len(pages)]).tolist()
+        if unsummed:
+            sums[unsummed] = self._pool.sums([pages[i] for i in unsummed])
+        return sums.tolist()

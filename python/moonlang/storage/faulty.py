@@ -58,6 +58,7 @@ class FaultyStore:
                 break
         names = [self._another() if self._happens(self.faults.swap) else name for name in names]
         count = self._store.read(names, pages) if names else 0
+        self._headers.summed[:] = False  # what happens to the pages now would not be seen
         for i in range(count):
             self._damage(i, pages[i])
         return count

@@ -5,9 +5,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "bind/arrays.h"
 #include "bind/module.h"
+#include "ops/xxh3.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -103,9 +105,32 @@ void sum_at(uint64_t from, int64_t stride, const ReadArray& ids, int64_t bytes, 
   ml::sum_pages(source, source_ids, count, bytes, out, seed);
 }
 
+using Parts = nb::ndarray<const uint64_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+/// parts: [n, k, 3], the address of each part of each page, where it is copied to (0: nowhere), and its bytes.
+void move_parts(const Parts& parts, const Sums& sums) {
+  const int64_t count = int64_t(parts.shape(0)), each = int64_t(parts.shape(1));
+  if (parts.shape(2) != 3) refuse("parts: expected [pages, parts, (from, to, bytes)]");
+  uint64_t* out = checked_sums(sums, count);
+  std::vector<ml::SummedPart> all(static_cast<size_t>(count * each));
+  for (int64_t i = 0; i < count * each; ++i) {
+    const uint64_t* part = parts.data() + 3 * i;
+    if (part[2] == 0 || part[2] % uint64_t(ml::kXxh3Stripe) != 0) refuse("parts: bytes must be a multiple of 64");
+    all[size_t(i)] = {reinterpret_cast<const char*>(part[0]), reinterpret_cast<char*>(part[1]), int64_t(part[2])};
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t bytes = 0;
+    for (int64_t k = 0; k < each; ++k) bytes += all[size_t(i * each + k)].bytes;
+    if (bytes < ml::kXxh3Least) refuse("parts: a page has at least 241 bytes");
+  }
+  nb::gil_scoped_release release;
+  for (int64_t i = 0; i < count; ++i) out[i] = ml::xxh3_ops().sum(all.data() + i * each, each);
+}
+
 }  // namespace
 
 ML_BIND(pages) {
+  m.def("move_parts", &move_parts, "parts"_a, "sums"_a);
   m.def("copy_at", &copy_at, "source"_a, "source_stride"_a, "source_ids"_a, "target"_a, "target_stride"_a,
         "target_ids"_a, "bytes"_a, "sums"_a.none(), "seed"_a);
   m.def("sum_at", &sum_at, "source"_a, "stride"_a, "ids"_a, "bytes"_a, "sums"_a, "seed"_a);

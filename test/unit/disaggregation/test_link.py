@@ -81,6 +81,13 @@ def test_a_request_that_comes_late_is_found(bootstrap: Bootstrap, stations: cont
     assert d.wait_for(Linked).room == 7
 
 
+def test_a_room_is_used_again(bootstrap: Bootstrap, stations: contextlib.ExitStack) -> None:
+    p, d = joined(bootstrap, stations)
+    p.link.claim(1)
+    seek(d, bootstrap, 1)
+    assert d.wait_for(Linked) == Linked(1, p.card)
+
+
 def test_of_several_behind_one_port_the_one_with_the_request(
     bootstrap: Bootstrap, stations: contextlib.ExitStack
 ) -> None:

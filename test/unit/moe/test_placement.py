@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moonlang.moe.placement import Copy, Move, Placement, balanced, even, moves
 
-steady = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+steady = settings(  # the same examples everywhere, however busy the machine is
+    derandomize=True, database=None, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @st.composite
@@ -52,7 +55,8 @@ def test_balanced_keeps_the_slots_and_never_makes_it_worse(situation: tuple[Plac
     assert (_sizes(new), new.experts) == (_sizes(old), old.experts)
     assert max(new.rank_loads(load)) <= max(old.rank_loads(load))
     assert new.balancedness(load) >= old.balancedness(load) - 1e-9
-    assert balanced(load, new) == new, "once balanced it stays"
+    again = balanced(load, new)
+    assert again is new or max(again.rank_loads(load)) < max(new.rank_loads(load)), "nothing moves in vain"
 
 
 @steady
@@ -72,37 +76,22 @@ def test_the_busiest_experts_get_the_copies() -> None:
     assert new.balancedness(load) == 1.0
 
 
+def test_little_moves_when_little_changes() -> None:
+    """A placement from scratch would be a little better, and nearly every expert would be somewhere else."""
+    chosen = random.Random(1)
+    load = [chosen.paretovariate(1.2) for _ in range(64)]
+    first = balanced(load, even(64, 8, 8))
+    assert first.balancedness(load) > 0.9
+    second = balanced([one * chosen.uniform(0.8, 1.25) for one in load], first)
+    assert len(moves(first, second)) < 72 // 2
+
+
 def test_what_can_stay_does() -> None:
     """The same spread on other ranks, or in other slots, would be as good."""
     old = Placement(((3, 0), (2, 1)))
     assert balanced([4.0, 1.0, 4.0, 1.0], old) is old
     new = balanced([4.0, 3.0, 2.0, 3.0], old)
     assert new == old or len(moves(old, new)) <= 2
-
-
-@steady
-@given(_situations(), st.data())
-def test_without_lost_ranks_every_expert_is_somewhere(
-    situation: tuple[Placement, list[float]], data: st.DataObject
-) -> None:
-    old, load = situation
-    lost = data.draw(st.sets(st.integers(0, len(old.slots) - 1), max_size=len(old.slots) - 1))
-    new = old.without(lost, load)
-    assert new.experts == old.experts
-    assert all(not new.slots[rank] for rank in lost)
-    survivors = [rank for rank in range(len(old.slots)) if rank not in lost]
-    once_held = {expert for rank in survivors for expert in old.slots[rank]}
-    moved = moves(old, new)
-    assert sorted(move.expert for move in moved) == sorted(set(range(old.experts)) - once_held), "only what is missing"
-    grown = sum(_sizes(new)) - sum(len(old.slots[rank]) for rank in survivors)
-    spare = sum(len(old.slots[rank]) for rank in survivors) - len(once_held)
-    assert grown == max(0, len(moved) - spare), "slots of further copies are taken first"
-    assert all(new.balancedness(load) <= 1.0 + 1e-9 for load in (load, [0.0] * old.experts))
-
-
-def test_nobody_left() -> None:
-    with pytest.raises(ValueError, match="No rank"):
-        even(4, 2).without({0, 1})
 
 
 @steady
@@ -116,4 +105,4 @@ def test_moves_turn_the_old_into_the_new(situation: tuple[Placement, list[float]
         slots[move.rank][move.slot] = move.expert
     assert tuple(map(tuple, slots)) == new.slots
     assert all(before < after for before, after in pairwise(moves(old, new)))
-    assert moves(even(4, 2), even(4, 2).without({0})) == [Move(1, 2, 0), Move(1, 3, 1)]
+    assert moves(even(4, 2), Placement(((0, 2), (1, 3)))) == [Move(0, 1, 2), Move(1, 0, 1)]

@@ -38,9 +38,25 @@ def test_the_folder_of_a_dead_server_is_removed_by_the_next(temporary: Path) -> 
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(Path(moonlang.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     (stale,) = temporary.iterdir()
+    (segment := Path(f"/dev/shm/{stale.name}-ranks")).touch()
+    (inside := Path("/dev/shm/moonlang-run-inside-ranks-1")).touch()
+    (stale / "moonlang-run-inside").mkdir()
     directory = RunDirectory()
-    assert not stale.exists()
+    assert not any(one.exists() for one in (stale, segment, inside))
     directory.remove()
+
+
+def test_what_ranks_have_left_in_shared_memory_goes_with_the_folder(temporary: Path) -> None:
+    """When they were killed before they had all met."""
+    ended, living = RunDirectory(), RunDirectory()
+    left, kept = (Path(f"/dev/shm/{one.path.name}-ranks") for one in (ended, living))
+    for segment in (left, kept):
+        segment.touch()
+    ended.remove()
+    assert not left.exists()
+    assert kept.exists()
+    living.remove()
+    assert not kept.exists()
 
 
 def test_folders_of_others_are_left_alone(temporary: Path) -> None:
