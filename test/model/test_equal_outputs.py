@@ -56,7 +56,14 @@ def test_the_same_bits(folder: Path, expected: list[object], ranks: int, copies:
 
 @pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
 @pytest.mark.parametrize(
-    "flags", [{"enable_two_batch_overlap": True}, {"moe_dense_tp_size": 1}, {"ep_size": 2}], ids=str
+    "flags",
+    [
+        {"enable_two_batch_overlap": True},
+        {"moe_dense_tp_size": 1},
+        {"ep_size": 2},
+        {"enable_eplb": True, "ep_num_redundant_experts": 3, "eplb_rebalance_num_iterations": 4},
+    ],
+    ids=str,
 )
 def test_whatever_else_is_asked(folder: Path, expected: list[object], flags: dict[str, object]) -> None:
     assert found(folder, 4, 2, "mooncake", **flags) == [expected] * 2

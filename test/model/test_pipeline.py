@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from checkpoints import read_config, write_checkpoint
+from live_server import free_port
 from plan_driver import Job, PlanDriver
 from rank_threads import JOIN_S, on_every_rank
 
@@ -34,13 +35,14 @@ KERNELS = pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not instal
 
 
 class Ranks(NamedTuple):
-    """`tp` ranks in each of `stages`."""
+    """`tp` ranks in each of `stages`, which are on as many hosts, or all on one."""
 
     stages: int
     tp: int = 1
     attention: str = "cpu"
     exchange: str = "none"
     quantization: str | None = None
+    hosts: int = 1
 
 
 CASES = [
@@ -54,6 +56,7 @@ CASES = [
     # Experts in the ranks of a stage: some that move, and a stage that may have none.
     pytest.param("qwen3_moe", "bfloat16", Ranks(2, 2, exchange="mooncake"), marks=KERNELS),
     pytest.param("deepseek_v3", "bfloat16", Ranks(2, 2, exchange="torch"), marks=KERNELS),
+    pytest.param("mixtral", "bfloat16", Ranks(2, 2, exchange="mooncake", hosts=2), marks=KERNELS),
     pytest.param("llama", "float32", Ranks(2, attention="torch_native")),
     pytest.param("qwen3", "bfloat16", Ranks(2, attention="torch_native")),
 ]
@@ -81,17 +84,17 @@ def alone(folder: Path, dtype: str, ranks: Ranks) -> ModelRunner:
     return ModelRunner(read_config(folder, dtype, quantization=ranks.quantization), arguments(folder, dtype, ranks))
 
 
-def runner(folder: Path, dtype: str, ranks: Ranks, rank: int) -> ModelRunner:
+def runner(folder: Path, dtype: str, ranks: Ranks, rank: int, meeting: str) -> ModelRunner:
     args = arguments(folder, dtype, ranks)
     seat = Seat(
         rank=rank,
         size=ranks.stages * ranks.tp,
         stages=ranks.stages,
-        meeting=str(folder / "meeting"),
+        meeting=meeting,
         plans="",
-        backend="shared_memory" if ranks.attention == "cpu" else "gloo",
+        backend="shared_memory" if ranks.attention == "cpu" and ranks.hosts == 1 else "gloo",
         patience_s=60,
-        local_size=ranks.stages * ranks.tp,
+        local_size=ranks.stages * ranks.tp // ranks.hosts,
     )
     joined = join(seat)
     config = dataclasses.replace(
@@ -121,12 +124,13 @@ def answers(runner: Any) -> list[object]:
 def test_the_same_bits(name: str, dtype: str, ranks: Ranks, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, specs()[name].tiny())
     expected = answers(alone(tmp_path, dtype, ranks))
+    meeting = str(tmp_path / "meeting") if ranks.hosts == 1 else f"tcp://127.0.0.1:{free_port()}"
     size, last = ranks.stages * ranks.tp, (ranks.stages - 1) * ranks.tp
     plans: list[SimpleQueue[StepPlan | None]] = [SimpleQueue() for _ in range(size)]
     results: SimpleQueue[StepResult] = SimpleQueue()
 
     def work(rank: int) -> list[object]:
-        mine = runner(tmp_path, dtype, ranks, rank)
+        mine = runner(tmp_path, dtype, ranks, rank, meeting)
         assert mine.schema.num_layers == len(mine.config.layers) < mine.config.num_layers
         assert mine.whole_schema.num_layers == mine.config.num_layers
         assert (mine.balancer is not None) == (ranks.exchange == "mooncake")

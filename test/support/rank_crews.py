@@ -63,6 +63,7 @@ def on_every_replica(work: Work, **flags: object) -> list[list[object]]:
             return [work(Planned(runner, InlineExecutor(runner)), 0)]
         done = threading.Barrier(args.dp_size)
         found = on_every_rank(len(places), lambda rank: _rank(args, model, places[rank], work, done))
+        assert not list(Path("/dev/shm").glob(f"{folder.name}*")), "shared memory is left"
         return [answers for answers in found if answers is not None]
     finally:
         shutil.rmtree(folder)

@@ -24,7 +24,7 @@ from moonlang.core.seat import Seat
 from moonlang.distributed.group import Group
 
 _LOOK_S = 0.001
-_GRACE_S = 10.0
+_GRACE_S = 30.0  # a busy machine takes its time to come
 
 _log = log.get(__name__)
 

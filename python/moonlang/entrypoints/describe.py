@@ -75,7 +75,7 @@ async def server_info(client: EngineClient) -> dict[str, Any]:
         "startup_time": client.start_s,
         "version": __version__,
         "frontend": "fastapi",
-        "max_total_num_tokens": found[0]["max_total_tokens"],
+        "max_total_num_tokens": next(iter(found.values()))["max_total_tokens"],
         "max_req_input_len": ready.get("max_req_input_len"),
         "kv_pool_reason": ready.get("kv_pool_reason"),
         "internal_states": [{**arguments, **state} for state in states],

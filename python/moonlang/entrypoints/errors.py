@@ -7,6 +7,7 @@ from typing import Any
 from moonlang.base.errors import RequestError
 from moonlang.core.request import Finish
 
+_UNAVAILABLE = 503  # a queue is full, or somebody is gone: the same request may do better next time
 CLIENT_ABORT = 499  # the request's own client asked for the end: an answer, not an error
 
 _TITLES = {400: "BadRequestError", 404: "NotFoundError", 413: "PayloadTooLargeError", 499: "ClientClosedRequest"}
@@ -39,7 +40,7 @@ def in_stream(error: RequestError) -> dict[str, Any]:
             "message": str(error),
             "type": "invalid_request_error" if error.status == 400 else str(error.status),
             "code": error.status,
-            "retryable": False,
+            "retryable": error.status == _UNAVAILABLE,
         }
     }
 

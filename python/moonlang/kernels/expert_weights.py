@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -31,6 +31,15 @@ class Placed(Protocol):
 def native(placement: Placed) -> NativePlacement:
     """The same for the kernels. Layers that have not been balanced have one in common."""
     return NativePlacement.of(placement.all_copies(), [len(held) for held in placement.slots])
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The weights of a program, for another one of the same model with other experts. dense: in the order in which they
+    are asked for. experts: by layer, gate_up and down by the number of the expert."""
+
+    dense: list[PackedWeight] = field(default_factory=list)
+    experts: list[dict[int, tuple[PackedWeight, PackedWeight]]] = field(default_factory=list)
 
 
 class ExpertParts(Protocol):

@@ -18,7 +18,7 @@ from sgl_kernel.program import PackedWeight, Program
 from sgl_kernel.ranks import Ranks
 from torch import Tensor
 
-from moonlang.kernels.expert_weights import BuiltExperts, ExpertParts, ExpertWeights, Placed, native
+from moonlang.kernels.expert_weights import BuiltExperts, ExpertParts, ExpertWeights, Packed, Placed, native
 from moonlang.kernels.matrix import QuantizedMatrix
 from moonlang.kernels.packing import pack
 from moonlang.kernels.placing import Emit, Op, Value, keep_few, place
@@ -64,7 +64,8 @@ class Builder:
     dtype: of the values, "float32", "bfloat16" or "float16". packed: where weights packed before may lie. ranks: those
     who hold the other shards of the model. lanes: what carries tokens to their experts (`ExpertExchange.native`).
     expert_ranks: those who hold the other experts, when they have tokens of their own, unlike those of `ranks`.
-    movable: whether experts may be replaced one by one later; layers: those that have any, in order.
+    movable: whether experts may be replaced one by one later; layers: those that have any, in order. before: what a
+    builder of the same model had made; made: the same of this one.
     """
 
     def __init__(
@@ -77,8 +78,11 @@ class Builder:
         expert_ranks: Ranks | None = None,
         *,
         movable: bool = False,
+        before: Packed | None = None,
     ) -> None:
         self.dtype = dtype
+        self.made = Packed()
+        self._before = before
         self.layers: list[BuiltExperts] = []
         self._movable = movable
         self._torch_dtype: torch.dtype = getattr(torch, dtype)
@@ -123,9 +127,13 @@ class Builder:
     ) -> PackedWeight:
         """parts: not asked for when the weight has been packed before, since they may have to be quantised first."""
         wanted = kind or self._kind()
-        weight = self._packed.weight(
-            lambda arena: pack(parts(), kind=wanted, gated=gated, arena=arena, segments=segments)
-        )
+        if self._before is not None:
+            weight = self._before.dense[len(self.made.dense)]
+        else:
+            weight = self._packed.weight(
+                lambda arena: pack(parts(), kind=wanted, gated=gated, arena=arena, segments=segments)
+            )
+        self.made.dense.append(weight)
         self._weight_bytes += weight.bytes
         return weight
 
@@ -243,7 +251,9 @@ class Builder:
             bounds=bounds,
             apart=self._movable,
         )
-        pairs = [weights.packed(expert, self._packed) for expert in held]
+        here = {} if self._before is None else self._before.experts[len(self.made.experts)]
+        pairs = [here.get(expert) or weights.packed(expert, self._packed) for expert in held]
+        self.made.experts.append(dict(zip(held, pairs, strict=True)))
         self._weight_bytes += sum(up.bytes + down.bytes for up, down in pairs)
         layer = moe.moe(
             router=scores if router_bias is None else scores.with_bias(self.vector(router_bias)),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from moonlang.base import log, registry
+from moonlang.config.experts import is_elastic
 from moonlang.config.host import cpu_kernels
 from moonlang.config.model_config import ModelConfig
 from moonlang.config.server_args import ServerArgs
@@ -27,6 +28,9 @@ from moonlang.moe.eplb import ExpertLayer
 from moonlang.moe.exchange.port import ExpertExchange
 from moonlang.moe.experts import Experts
 
+if TYPE_CHECKING:
+    from moonlang.kernels.expert_weights import Packed
+
 _log = log.get(__name__)
 
 
@@ -34,12 +38,14 @@ class Loaded(Protocol):
     """A model with its weights, which awaits its pool, and its neighbours if it is a stage of a pipeline.
 
     how: what computes it, with how many threads. expert_layers: those that can be placed anew, where that is wanted.
+    packed: of a program in an elastic server, what `load` takes as `before`.
     """
 
     weight_bytes: int
     threads: int
     how: str
     expert_layers: Sequence[ExpertLayer]
+    packed: Packed | None
 
     def connect(self, pool: KvPool, pipe: Pipe | None = None) -> Network: ...
 
@@ -57,6 +63,7 @@ class LoadedTorch:
     ) -> None:
         """processes: how many share the cores."""
         self.expert_layers = expert_layers
+        self.packed: Packed | None = None
         self.weight_bytes = sum(weight.nbytes for weight in model.parameters())
         self.threads = limit_threads(processes)
         self.how = f"torch, attention {attention}"
@@ -87,11 +94,13 @@ def load(
     group: Group | None = None,
     exchange: ExpertExchange | None = None,
     expert_group: Group | None = None,
+    before: Packed | None = None,
 ) -> Loaded:
     """The model, loaded by the path that `kernels.table` chooses. ConfigError when the checkpoint does not fit.
 
     group: those who hold the other shards. exchange: what carries tokens to the experts that those hold. expert_group:
-    those among whom it does so, when not all of them have the same tokens.
+    those among whom it does so, when not all of them have the same tokens. before: what was packed for the same model
+    with other experts.
     """
     attention = args.attention_backend or "torch_native"
     facts = Facts(
@@ -106,7 +115,7 @@ def load(
         _log.warning("The CPU kernels are not installed: torch computes, several times slower. See scripts/setup.")
     groups = [one for one in (group, expert_group) if one is not None]
     if chosen.implementation == CPU and all(one.native is not None for one in groups):
-        loaded = _program(config, spec, args, group, exchange, expert_group)
+        loaded = _program(config, spec, args, group, exchange, expert_group, before)
         if loaded is not None:
             return loaded
     model = load_model(config, spec, args.load_format, device)
@@ -134,6 +143,7 @@ def _program(
     group: Group | None,
     exchange: ExpertExchange | None,
     expert_group: Group | None,
+    before: Packed | None,
 ) -> Loaded | None:
     """None, and a line in the log, when the model has a part without a kernel."""
     from moonlang.kernels.program import NotLowerableError
@@ -142,7 +152,16 @@ def _program(
     try:
         shared_by = processes(config, args)
         return program_network.load(
-            config, spec, args.load_format, group, exchange, expert_group, shared_by, movable=args.enable_eplb
+            config,
+            spec,
+            args.load_format,
+            group,
+            exchange,
+            expert_group,
+            shared_by,
+            movable=args.enable_eplb,
+            keep=is_elastic(args),
+            before=before,
         )
     except NotLowerableError as why:
         _log.warning("Torch computes this model: %s.", why)

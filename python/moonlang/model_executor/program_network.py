@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import sgl_kernel
 import torch
+from sgl_kernel.cache import Unkept
 from sgl_kernel.program import Program
 from sgl_kernel.ranks import RankLostError
 
@@ -16,6 +17,7 @@ from moonlang.base.errors import PeerError
 from moonlang.config.model_config import ModelConfig
 from moonlang.distributed.group import Group
 from moonlang.distributed.pipe import Pipe
+from moonlang.kernels.expert_weights import Packed
 from moonlang.kernels.program import Builder
 from moonlang.model_executor.expert_layers import ProgramExperts
 from moonlang.model_executor.kv_pool import KvPool
@@ -106,9 +108,11 @@ class LoadedProgram:
         dtype: torch.dtype,
         processes: int = 1,
         expert_layers: Sequence[ExpertLayer] = (),
+        packed: Packed | None = None,
     ) -> None:
         """size, dtype: of hidden states. processes: how many share the cores."""
         self.expert_layers = expert_layers
+        self.packed = packed
         self._size, self._dtype = size, dtype
         self.weight_bytes = weight_bytes
         cores = len(os.sched_getaffinity(0))
@@ -132,17 +136,20 @@ def load(
     processes: int = 1,
     *,
     movable: bool = False,
+    keep: bool = False,
+    before: Packed | None = None,
 ) -> LoadedProgram:
     """Pack the weights, or find them packed, and write the program. Groups as in `networks.load`; processes: how many
-    share the cores. movable: keep the checkpoint open, for experts that come to this rank later.
+    share the cores. movable: keep the checkpoint open, for experts that come to this rank later. keep: the packed
+    weights for the next time, when they are `before`: then only experts that are missing have to be packed.
 
     NotLowerableError when the model has a part without a kernel.
     """
     model, parts = open_model(config, spec, load_format)
-    with packed_weights(config, load_format) as packed:
+    with packed_weights(config, load_format) if before is None else Unkept() as packed:
         lanes = () if exchange is None else exchange.native
         ranks, expert_ranks = (None if one is None else one.native for one in (group, expert_group))
-        build = Builder(config.dtype, parts, packed, ranks, lanes, expert_ranks, movable=movable)
+        build = Builder(config.dtype, parts, packed, ranks, lanes, expert_ranks, movable=movable, before=before)
         model.lower(build)
     heads = len(config.shard.part(config.num_heads))
     kv_heads = len(config.shard.kv_part(config.num_kv_heads))
@@ -150,4 +157,5 @@ def load(
     program = build.finish(heads=heads, kv_heads=kv_heads, head_dim=config.head_dim, value_dim=value_dim)
     layers = [ProgramExperts(one, config.expert_shard.rank) for one in build.layers] if movable else []
     size, dtype = config.hidden_size, torch_dtype(config.dtype)
-    return LoadedProgram(program, build.weight_bytes, size, dtype, processes, layers)
+    made = build.made if keep else None
+    return LoadedProgram(program, build.weight_bytes, size, dtype, processes, layers, made)

@@ -76,6 +76,7 @@ class ModelRunner:
         spec = models.spec_for(config, args.model_impl)
         loaded = networks.load(config, spec, args, self.device, group, exchange, expert_group)
         self.expert_layers = loaded.expert_layers
+        self._packed = loaded.packed
         sharers = (expert_group or group) if exchange is not None else None
         self.balancer = _balancer(args, self.expert_layers, sharers)
         self.balanced = self.balancer and self.balancer.totals
@@ -141,17 +142,18 @@ class ModelRunner:
         return self._runner.run(plan, progress)
 
     def release(self) -> None:
-        """Give up the weights, and with them all that is shared with other ranks. Pages and slots stay."""
+        """Give up the model, and with it all that is shared with other ranks. Pages, slots and packed weights stay."""
         self.expert_layers, self.balancer = (), None
         self._runner.connect(_Released(), in_rounds=False)
 
     def rejoin(
         self, config: ModelConfig, args: ServerArgs, exchange: ExpertExchange | None, expert_group: Group | None
     ) -> None:
-        """Load the weights again as one of other ranks, of which each computes all but the experts by itself."""
+        """Load it again as one of other ranks, of which each computes all but the experts by itself."""
         self.config = config
         spec = models.spec_for(config, args.model_impl)
-        loaded = networks.load(config, spec, args, self.device, None, exchange, expert_group)
+        loaded = networks.load(config, spec, args, self.device, None, exchange, expert_group, self._packed)
+        self._packed = loaded.packed
         self.expert_layers = loaded.expert_layers
         self.balancer = _balancer(args, self.expert_layers, expert_group, self.balanced)
         self._runner.connect(loaded.connect(self._pool.own), in_rounds=expert_group is not None)

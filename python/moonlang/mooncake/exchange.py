@@ -8,6 +8,7 @@ registered memory, and a second, small one behind it that says so; see `exchange
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from pathlib import Path
 
@@ -98,11 +99,21 @@ def _config(spec: ExchangeSpec, host: str) -> config.MooncakeConfig:
     return config.read(os.environ, found, host=host, ib_device=spec.devices, force_tcp=bare)
 
 
+def _base(seat: Seat, group: Group) -> str:
+    """The beginning of paths that are theirs alone: where they meet, or, when others come there from other hosts (these
+    are a stage), one that is drawn."""
+    if not seat.meeting.startswith("tcp://"):
+        return seat.path
+    (drawn,) = group.broadcast(torch.tensor([secrets.randbits(62)])).tolist()
+    return str(_SEGMENTS / f"moonlang-run-{drawn:x}-{seat.part}")
+
+
 def _within_host(spec: ExchangeSpec, seat: Seat, group: Group) -> MailboxExchange:
+    base = _base(seat, group)
     each = SharedMailboxes.memory_bytes(seat.size, spec.box_bytes)
-    segment = Segment(f"{Path(seat.path).name}|experts", each * spec.lanes, group)
+    segment = Segment(f"{Path(base).name}|experts", each * spec.lanes, group)
     spin_us = _SPIN_US if len(os.sched_getaffinity(0)) >= seat.local_size else 0
-    paths = [Path(f"{seat.path}{_ROLL}{lane}") for lane in range(spec.lanes)]
+    paths = [Path(f"{base}{_ROLL}{lane}") for lane in range(spec.lanes)]
     boxes = [
         SharedMailboxes(
             str(path),

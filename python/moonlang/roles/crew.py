@@ -32,7 +32,7 @@ from moonlang.roles.experts import check_exchange, open_exchange
 from moonlang.roles.pipeline import PipelineExecutor
 from moonlang.roles.plan_lines import PlanOut, plan_sender, result_receiver
 
-AGAIN_S = 10.0  # what ranks that have just agreed to meet again wait for each other
+AGAIN_S = 30.0  # what ranks that have just agreed to meet again wait for each other
 
 _log = log.get(__name__)
 

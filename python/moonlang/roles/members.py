@@ -104,7 +104,7 @@ class Rejoins:
                     raise
         survivors.met()
         count, took_ms = len(survivors.members), (monotonic_ns() - begin_ns) // NS_PER_MS
-        _log.info("%d replicas go on after %d ms; restart the server when all can come back.", count, took_ms)
+        _log.info("%d of the replicas go on after %d ms; restart the server when all can come back.", count, took_ms)
         return meeting
 
     def _meet(self, survivors: Survivors) -> Meeting:

@@ -176,6 +176,8 @@ class Cluster:
         self._group = ThreadGroup(self._heartbeats, self._args, model, self._hub, self._exited)
 
     def _hung(self, name: str) -> None:
+        if self._first_exit is not None:  # all end already
+            return
         _log.error("The %s has not answered for %g s (--watchdog-timeout).", name, self._args.watchdog_timeout)
         if self._args.in_process:  # a thread cannot be killed
             self._exited(Exit(name=name, status=1))

@@ -12,7 +12,7 @@ from moonlang.roles.heartbeat import Heartbeat
 
 
 class Watchdog:
-    """Calls `on_hang(role)` from its own thread, once, for the first role whose heartbeat is late."""
+    """Calls `on_hang(role)` from its own thread, once for each role whose heartbeat is late."""
 
     def __init__(self, heartbeats: Mapping[str, Heartbeat], on_hang: Callable[[str], None]) -> None:
         self._heartbeats = heartbeats
@@ -38,5 +38,5 @@ class Watchdog:
         while not poll.poll(wait_ms(interval_ns)):
             for name, heartbeat in self._heartbeats.items():
                 if name not in self._gone and heartbeat.is_late(monotonic_ns()):
+                    self._gone.add(name)
                     self._on_hang(name)
-                    return

@@ -165,6 +165,14 @@ def test_experts_are_spread_over_all_ranks():
         resolve(ServerArgs(tp_size=2, ep_size=4), EXPERTS)
 
 
+def test_experts_move_where_tokens_travel():
+    for given in ({"enable_eplb": True}, {"ep_num_redundant_experts": 2}):
+        with pytest.raises(ConfigError, match=r"needs tokens that travel.* Add --moe-a2a-backend"):
+            resolve(ServerArgs(tp_size=2, **given), EXPERTS)
+        assert resolve(ServerArgs(tp_size=2, moe_a2a_backend="torch", **given), EXPERTS)
+        assert resolve(ServerArgs(tp_size=2, dp_size=2, enable_dp_attention=True, **given), MIXTURE)
+
+
 def test_int8_travels_by_mooncake_only():
     with pytest.raises(ConfigError, match="--deepep-dispatcher-output-dtype int8"):
         resolve(ServerArgs(tp_size=2, deepep_dispatcher_output_dtype="int8"), EXPERTS)

@@ -7,13 +7,16 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import CharTokenizer, FakeEngine, model_config
 
 from moonlang.base.errors import RequestError
-from moonlang.core.messages import Abort, Generate, TextDelta
+from moonlang.config.server_args import ServerArgs
+from moonlang.core.messages import Abort, Control, Generate, Message, Reply, TextBatch, TextDelta
+from moonlang.core.request import Finish
 from moonlang.core.sampling import SamplingParams
 from moonlang.entrypoints.client import EngineClient
 from moonlang.entrypoints.stream import merge
+from moonlang.messaging.inproc import Hub, InprocEndpoint
 
 
 def run(case: Coroutine[Any, Any, None]) -> None:
@@ -208,3 +211,83 @@ def test_long_texts_are_tokenised_off_the_loop_and_hopeless_ones_not_at_all() ->
 def test_merge_keeps_what_each_delta_says() -> None:
     parts = [TextDelta(rid="a", text="x", tokens=(1,)), TextDelta(rid="a", text="", tokens=(2, 3), retractions=1)]
     assert merge(parts) == TextDelta(rid="a", text="x", tokens=(1, 2, 3), retractions=1)
+
+
+class Two:
+    """Two replicas that say what the test has them say."""
+
+    def __init__(self) -> None:
+        self.hub = Hub(("api", "scheduler", "scheduler-1"))
+        self.ends = [InprocEndpoint(name, self.hub) for name in ("scheduler", "scheduler-1")]
+        args = ServerArgs(dp_size=2, elastic_ep_backend="mooncake")
+        self.client = EngineClient(InprocEndpoint("api", self.hub), CharTokenizer(), model_config(), args, {})
+        self.client.start(asyncio.get_running_loop())
+
+    def heard(self, replica: int) -> list[Message]:
+        return [envelope.body for envelope in self.ends[replica].recv()]
+
+    def say(self, replica: int, rid: str, text: str, finish: Finish | None = None) -> None:
+        delta = TextDelta(rid=rid, text=text, tokens=tuple(map(ord, text)), finish=finish)
+        self.ends[replica].send("api", TextBatch((delta,)))
+
+
+def with_two(case: Any) -> None:
+    async def main() -> None:
+        two = Two()
+        try:
+            await case(two, two.client)
+        finally:
+            two.client.close()
+            two.hub.close()
+
+    run(main())
+
+
+def test_requests_of_a_lost_replica_go_on_elsewhere() -> None:
+    async def case(two: Two, client: EngineClient) -> None:
+        with client.open([ask("a", "xy"), ask("b")]) as stream:
+            assert [message.rid for message in two.heard(1) if isinstance(message, Generate)] == ["b"]
+            two.say(0, "a", "hel")
+            await stream.next()
+            client.lose("scheduler")
+            (again,) = two.heard(1)
+            assert isinstance(again, Generate)
+            assert (again.rid, again.dp_rank, again.again, again.said) == ("a", 1, 1, tuple(map(ord, "hel")))
+            assert again.input_ids == [ord("x"), ord("y")]
+            two.say(1, "a", "lo", Finish(kind="stop"))
+            two.say(1, "b", "b", Finish(kind="stop"))
+            while not stream.finished:
+                await stream.next()
+            # It may have ended before it was sent again: then somebody still works for it.
+            assert [message.rid for message in two.heard(1) if isinstance(message, Abort)] == ["a"]
+            assert client.live_count == 0
+
+    with_two(case)
+
+
+def test_a_request_that_nobody_waits_for_ends_with_its_replica() -> None:
+    async def case(two: Two, client: EngineClient) -> None:
+        client.open([ask("a")]).close()
+        assert client.live_count == 1
+        client.lose("scheduler")
+        assert client.live_count == 0
+        assert two.heard(1) == []
+        client.open([ask("a")]).close()  # the id is free again
+        assert [type(message) for message in two.heard(1)] == [Generate, Abort]
+
+    with_two(case)
+
+
+def test_when_a_replica_is_lost_its_calls_do_not_wait() -> None:
+    async def case(two: Two, client: EngineClient) -> None:
+        calls = asyncio.ensure_future(client.controls("loads"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        (call,) = two.heard(0)
+        assert isinstance(call, Control)
+        client.lose("scheduler-1")
+        two.ends[0].send("api", Reply(call.id, True))
+        assert list(await calls) == [0]
+        assert client.living == (0,)
+
+    with_two(case)

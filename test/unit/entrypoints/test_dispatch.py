@@ -69,3 +69,18 @@ def test_the_one_with_the_fewest_tokens_gets_the_next() -> None:
 def test_one_replica_serves_all() -> None:
     dispatch = Dispatch("total_tokens", 1)
     assert [send(dispatch, ask(rank=rank)) for rank in (None, 0, None)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("method", ["round_robin", "total_requests", "total_tokens", "follow_bootstrap_room"])
+def test_a_lost_replica_gets_nothing(method: str) -> None:
+    dispatch = Dispatch(method, 3)
+    for _ in range(3):
+        send(dispatch, ask())
+    dispatch.lose(1)
+    assert Counter(send(dispatch, ask()) for _ in range(6)) == {0: 3, 2: 3}
+    assert [(share.requests, share.tokens) for share in dispatch.shares] == [(4, 4), (0, 0), (4, 4)]
+    with pytest.raises(RequestError, match="Replica 1 is lost") as caught:
+        dispatch.choose(ask(rank=1))
+    assert caught.value.status == 503
+    dispatch.lose(0)
+    assert {send(dispatch, ask()) for _ in range(3)} == {2}

@@ -240,16 +240,17 @@ def test_a_refusal_of_the_engine_becomes_its_status(status: int, stream: bool) -
     run_served(case)
 
 
-def test_an_error_after_the_first_token_comes_inside_the_stream() -> None:
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_error_after_the_first_token_comes_inside_the_stream(status: int) -> None:
     async def case(it: Served) -> None:
-        body = {"text": "abcdef", "extra_key": "break 500", "stream": True}
+        body = {"text": "abcdef", "extra_key": f"break {status}", "stream": True}
         response = await it.http.post("/generate", json=body)
         if response.status_code == 200:  # unless everything came in one piece
             assert events(response)[-1]["error"] == {
                 "message": "It was not to be.",
-                "type": "500",
-                "code": 500,
-                "retryable": False,
+                "type": str(status),
+                "code": status,
+                "retryable": status == 503,
             }
 
     run_served(case)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moonlang.base.errors import BugError
+from moonlang.base.errors import BugError, PeerError
 from moonlang.core.plan import Row, SlotStart, StepPlan
 from moonlang.core.request import LogprobSpec
 from moonlang.core.sampling import GrammarSpec, SamplingParams
@@ -377,3 +377,51 @@ def test_constraints_that_exclude_everything_are_an_error():
     params = SamplingParams(grammar=GrammarSpec("regex", "30 40"), logit_bias={30: -float("inf")})
     row = runner.run(StepPlan(0, 0, (start(0, [1], params=params),), (prefill(0, [1]),))).rows[0]
     assert row.error == NOTHING_ALLOWED
+
+
+class LosingNetwork(ToyNetwork):
+    """Loses a rank at the end of every other forward, when the pages of that plan are written."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, batch, kept, progress):
+        hidden = super().forward(batch, kept, progress)
+        self.calls += 1
+        if self.calls % 2:
+            raise PeerError("Rank 3 has ended.")
+        return hidden
+
+
+def every_need():
+    """Plans in which slots have all kinds of state: draws, penalties, a grammar, log probabilities."""
+    tokens = [[3, 1, 4], [2, 7], [8, 8, 8, 8], [5, 5]]
+    params = (
+        SamplingParams(temperature=0.8, seed=11),
+        SamplingParams(temperature=0.7, seed=5, frequency_penalty=1.5, repetition_penalty=1.3),
+        SamplingParams(temperature=0.0, grammar=GrammarSpec("regex", "7 8 9 10 11")),
+        GREEDY,
+    )
+    spec = LogprobSpec(0, 2)
+    starts = tuple(start(slot, tokens[slot], params=params[slot], logprob=spec) for slot in (0, 1, 2))
+    yield StepPlan(0, 0, starts, (prefill(0, tokens[0]), prefill(1, tokens[1]), prefill(2, tokens[2], 0, 2)))
+    second = (decode(0, 3), decode(1, 2), prefill(2, tokens[2], 2), prefill(3, tokens[3]))
+    yield StepPlan(1, 0, (start(3, tokens[3], params=params[3]),), second)
+    yield StepPlan(2, 0, (), (decode(0, 4), decode(1, 3), decode(2, 4), decode(3, 2)))
+    yield StepPlan(
+        3, 0, (start(0, [9], epoch=2),), (decode(1, 4), decode(2, 5), decode(3, 3), prefill(0, [9], epoch=2))
+    )
+    yield StepPlan(4, 0, (), (decode(0, 1, epoch=2), decode(1, 5), decode(2, 6)))
+
+
+def test_a_plan_that_failed_in_its_forward_is_run_again_as_if_for_the_first_time():
+    whole, losing = make(Grammars()), make(Grammars())
+    losing.connect(LosingNetwork(), in_rounds=False)
+    for plan in every_need():
+        expected = whole.run(plan)
+        with pytest.raises(PeerError):
+            losing.run(plan)
+        found = losing.run(plan)
+        assert found.rows == expected.rows
+        assert not any(row.error for row in found.rows)

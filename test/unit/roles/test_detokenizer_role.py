@@ -178,3 +178,24 @@ def test_each_front_gets_the_texts_of_its_own_requests_in_one_message(folder: Pa
     assert [envelope.body for envelope in second.recv()] == [StopHit("a~1")]  # to the replica that has it
     role.close()
     hub.close()
+
+
+def test_the_successor_of_a_lost_scheduler_goes_on(folder: Path) -> None:
+    hub = Hub((*topology.ROLES, "scheduler-1"))
+    first, second, api = (InprocEndpoint(name, hub) for name in ("scheduler", "scheduler-1", "api"))
+    args, tokenizer = ServerArgs.create(model_path=str(folder)), FastTokenizer(folder)
+    role = DetokenizerRole(args, load_model_config(str(folder), args), InprocEndpoint("detokenizer", hub))
+
+    def say(source: InprocEndpoint, text: str, before: StreamHead | None = None, finish: Finish | None = None) -> str:
+        source.send("detokenizer", TokenBatch((TokenDelta("r", tuple(tokenizer.encode(text)), finish, before),)))
+        role.step(0)
+        found = [envelope.body for envelope in api.recv()]
+        return "".join(delta.text for body in found if isinstance(body, TextBatch) for delta in body.items)
+
+    assert say(first, "ab", head()) == "ab"
+    assert say(second, "bc", StreamHead(3, 0, True, SamplingParams(), again=1, said=1)) == "c"
+    assert say(first, "c") == ""  # the last words of the one that is lost come late
+    assert say(second, "d", finish=LENGTH) == "d"
+    assert role.live_count == 0
+    role.close()
+    hub.close()

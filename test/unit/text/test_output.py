@@ -177,3 +177,27 @@ def test_without_a_tokenizer_there_are_tokens_only() -> None:
     piece = Output("r", head, None, 1).push(TokenDelta("r", (1, 2), LENGTH))
     assert piece is not None
     assert (piece.text, piece.tokens, piece.finish) == ("", (1, 2), LENGTH)
+
+
+def test_another_scheduler_goes_on_and_what_it_repeats_is_not_said_twice() -> None:
+    """The client has heard of two tokens of four: the successor says the other two again."""
+    out = output(interval=2, stop=("xyz",))
+    told = feed(out, "abcd")
+    assert [piece.tokens for piece in told] == [(1,), (2, 3)]
+    out.resume(StreamHead(3, 0, True, SamplingParams(), again=1, said=2), "scheduler-1")
+    more = feed(out, "cdefg", LENGTH, per_delta=3)
+    assert [piece.tokens for piece in (*told, *more)] == [(1,), (2, 3), (4, 5), (6, 7)]
+    assert [len(piece.output) for piece in more] == [2, 2]
+    assert "".join(piece.text for piece in (*told, *more)) == "abcdefg"
+    assert more[-1].finish == LENGTH
+
+
+def test_log_probabilities_of_the_prompt_are_not_said_twice() -> None:
+    out = output(interval=1)
+    entries = tuple(TokenLogprob(token, -1.0) for token in range(3))
+    assert out.push(TokenDelta("r", (), prompt=entries[:2])) is None
+    out.resume(StreamHead(3, 0, True, SamplingParams(), again=1), "scheduler-1")
+    assert out.push(TokenDelta("r", (), prompt=entries[:1])) is None
+    piece = out.push(TokenDelta("r", (1,), prompt=entries[1:]))
+    assert piece is not None
+    assert piece.prompt == entries

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -116,7 +117,11 @@ def _open(spec: ExchangeSpec, seat: Seat, group: Group) -> TorchExchange:
     if isinstance(group, TorchGroup):
         joined = group.another("experts-")
     else:  # ranks of one host, which meet in shared memory otherwise
-        joined = TorchGroup(msgspec.structs.replace(seat, meeting=f"{seat.meeting}-experts"), "gloo")
+        place = msgspec.structs.replace(seat, meeting=f"{seat.meeting}-experts")
+        joined = TorchGroup(place, "gloo")
+        joined.barrier()
+        if seat.rank == 0:  # all have met: nobody else will look for it, and it would stay after a crash
+            Path(place.path).unlink(missing_ok=True)
     return TorchExchange(joined, _native(spec, joined) if seat.backend != "nccl" else ())
 
 
