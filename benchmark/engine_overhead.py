@@ -11,6 +11,8 @@ import argparse
 import dataclasses
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,7 +31,9 @@ CASES: dict[str, tuple[str, load.Load]] = {
 }
 
 
-def measure(name: str, commands: dict[str, str], rounds: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+def measure(
+    name: str, commands: dict[str, str], rounds: int, folder: Path, burners: int
+) -> dict[str, list[dict[str, Any]]]:
     """All engines on one case: one warm-up round each, then `rounds` interleaved rounds with fresh prompts."""
     shape, work = CASES[name]
     model = random_checkpoints.make(shape, folder)
@@ -39,6 +43,10 @@ def measure(name: str, commands: dict[str, str], rounds: int, folder: Path) -> d
             engine: stack.enter_context(engines.serving(command, model, folder / f"{name}-{engine}.log"))
             for engine, command in commands.items()
         }
+        for _ in range(burners):
+            burner = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+            stack.callback(burner.wait)
+            stack.callback(burner.kill)
         for number in range(rounds + 1):
             for engine, server in servers.items():
                 figures = load.run("127.0.0.1", server.port, "bench", dataclasses.replace(work, seed=number))
@@ -56,15 +64,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--peer", action="append", default=[], help="name=command, {model} and {port} are filled in")
+    parser.add_argument("--burners", type=int, default=0, help="other programs that keep a core busy meanwhile")
     parser.add_argument("--moonlang", default=engines.MOONLANG, help="command of MoonLang")
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "moonlang-bench")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "engine_overhead.json")
     args = parser.parse_args()
     commands = {"moonlang": args.moonlang} | dict(peer.split("=", 1) for peer in args.peer)
     args.models.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"machine": engines.machine(), "commands": commands, "cases": {}}
+    report: dict[str, Any] = {"machine": engines.machine(), "commands": commands, "burners": args.burners, "cases": {}}
     for name in args.cases.split(","):
-        found = measure(name, commands, args.rounds, args.models)
+        found = measure(name, commands, args.rounds, args.models, args.burners)
         report["cases"][name] = {engine: {"median": medians(rows), "rounds": rows} for engine, rows in found.items()}
         for engine, rows in found.items():
             print(f"{name:10} {engine:10}", " ".join(f"{key}={value:.1f}" for key, value in medians(rows).items()))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from live_server import LiveServer
 from pd_servers import couple
+from processes import mapping
 from prometheus_client.parser import text_string_to_metric_families
 
 import moonlang
@@ -57,6 +58,11 @@ def test_every_replica_answers_as_a_server_alone(
     found = generate(replicas, {**BODIES[name], "routed_dp_rank": rank})
     assert found["meta_info"]["dp_rank"] == rank
     assert told(found) == told(generate(server, BODIES[name]))
+
+
+def test_every_process_talks_through_rings_alone(replicas: LiveServer) -> None:
+    assert mapping(replicas.process.pid, "memfd:moonlang") == ["api", "detokenizer", "scheduler", "scheduler-1"]
+    assert mapping(replicas.process.pid, "zmq") == []
 
 
 def test_requests_are_spread(replicas: LiveServer) -> None:

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from live_server import LiveServer
+from processes import mapping
 
 FLAGS = ("--max-total-tokens", "20000", "--random-seed", "1", "--enable-metrics", "--messaging-backend", "mooncake")
 FRONTS = 2
@@ -72,6 +73,28 @@ def test_every_front_answers_as_a_server_alone(server: LiveServer, workers: Live
         for http in https:
             assert generate(http, **GREEDY)["text"] == generate(server.http, **GREEDY)["text"]
             assert http.get("/server_info").json()["launch_command"].split()[-1] == "2"
+
+
+def test_every_process_talks_through_rings_alone(workers: LiveServer) -> None:
+    found = mapping(workers.process.pid, "memfd:moonlang")
+    assert found == ["api", "api-1", "detokenizer", "detokenizer-1", "scheduler"]
+    assert mapping(workers.process.pid, "zmq") == []
+
+
+def test_two_fronts_may_have_a_request_of_the_same_name(server: LiveServer, workers: LiveServer) -> None:
+    """Each client gets the answer to what it has asked, also while the other request runs."""
+    bodies = [GREEDY | {"rid": "same"}, GREEDY | {"rid": "same", "text": "Once upon a time "}]
+    with clients(workers) as https, ThreadPoolExecutor(FRONTS) as pool:
+        for _ in range(4):
+            answers = [pool.submit(generate, http, **body) for http, body in zip(https, bodies, strict=True)]
+            for answer, body in zip(answers, bodies, strict=True):
+                assert answer.result()["meta_info"]["id"] == "same"
+                assert answer.result()["text"] == generate(server.http, **body)["text"]
+        endless = {"text": "x", "rid": "same", "stream": True, "sampling_params": ENDLESS}
+        with https[0].stream("POST", "/generate", json=endless) as first:
+            next(first.iter_lines())
+            assert generate(https[1], **bodies[1])["text"]
+    workers.wait_idle()
 
 
 def test_many_streams_with_stop_strings_through_all_fronts(workers: LiveServer) -> None:

@@ -13,6 +13,7 @@ import pytest
 from free_ports import free_port
 from live_server import LiveServer
 from pd_servers import Couple, PdRouter, couple, seconds_since
+from processes import mapping
 from tiny_folder import write_tiny_folder
 
 from moonlang.base import clock
@@ -190,6 +191,12 @@ def test_the_page_shows_both_halves(router: PdRouter) -> None:
     ]
     trees = [router.http.get(f"/ui/tree?instance={one['id']}&nodes=5").json() for one in shown]
     assert all(tree["weight"][0] > 0 and len(tree["parent"]) <= 5 for tree in trees)
+
+
+def test_no_process_of_either_half_has_zmq(pair: Couple) -> None:
+    for half in (pair.prefill, pair.decode):
+        assert mapping(half.process.pid, "memfd:moonlang") == ["api", "detokenizer", "scheduler"]
+        assert mapping(half.process.pid, "zmq") == []
 
 
 def test_a_room_is_needed(pair: Couple) -> None:

@@ -29,3 +29,9 @@ def jobs(pid: int) -> dict[Path, int]:
 def roles(pid: int) -> dict[str, int]:
     """The same by the names of the roles."""
     return {job.stem: child for job, child in jobs(pid).items()}
+
+
+def mapping(pid: int, part: str) -> list[str]:
+    """The server's roles, its first process as api, that have mapped a file with `part` in its name."""
+    found = {"api": pid, **roles(pid)}
+    return sorted(name for name, one in found.items() if part in Path(f"/proc/{one}/maps").read_text())

@@ -107,7 +107,9 @@ class Subscription:
     """The receiving end of worker `slot`. Owned by one thread."""
 
     def __init__(self, handles: Handles, slot: int, workers: int, geometry: Geometry = DEFAULT_GEOMETRY) -> None:
-        """PeerError when the memory has another size."""
+        """PeerError when the memory has another size, or there is no such worker."""
+        if not 0 <= slot < workers:
+            raise PeerError(f"There is no worker {slot} of {workers}.")
         geometry = replace(geometry, readers=workers)
         self._memory = shared_memory.attach(handles.memory, geometry.total_bytes)
         self._reader = Reader(self._memory.view, geometry, MAX_BYTES, slot=slot)

@@ -4,7 +4,8 @@ Going to sleep and being woken costs some ten microseconds of computing and, whe
 to a hundred of waiting, most of all in a virtual machine. So a reader whose last messages came shortly after each other
 looks for the next one a moment longer before it sleeps. It must never cost much where it does not help:
 
-- It stays awake only after several short waits in a row, and after each time in vain only after twice as many.
+- It stays awake only after several short waits in a row, and after each time in vain only after twice as many. Where
+  both sides share a core it is always in vain: the reader is in the way of what it waits for.
 - It pays for it from an allowance that grows by a few percent of the time. What it saves is taken off: a wait that is
   over before a sleep would have begun to pay costs nothing.
 - A look that takes long shows that somebody else needs the core: that ends it, as one in vain.
@@ -22,7 +23,7 @@ STAY_NS: Final = 100_000  # how long at most: about what a core takes to wake up
 SHORT_NS: Final = 250_000  # a wait asleep that might have been shorter than STAY_NS with both sides awake
 FREE_NS: Final = 20_000  # what a sleep costs anyhow
 LOOK_NS: Final = 50_000  # a look that took longer: somebody else had the core
-FEW, MANY = 4, 256  # short waits in a row that are asked for
+FEW, MANY = 4, 64  # short waits in a row that are asked for
 _SHARE: Final = 32  # the allowance grows by one part in so many of the time
 _MOST_NS: Final = 2 * NS_PER_MS  # that can be saved up
 
@@ -47,7 +48,7 @@ class Patience:
     def awake(self, now_ns: int) -> None:
         """The message came while the reader was awake."""
         self._allowance_ns -= max(0, now_ns - self._begun_ns - FREE_NS)
-        self.needed = max(FEW, self.needed - 1)
+        self.needed = max(FEW, self.needed // 2)
 
     def in_vain(self, now_ns: int) -> None:
         """It did not, and now the reader sleeps."""

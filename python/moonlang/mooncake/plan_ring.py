@@ -63,7 +63,11 @@ class PlanRingReceiver:
             raise PeerError("Rank 0 is gone, or hands out its plans in another way.")
         self._lifeline.setblocking(False)
         slot, readers = _SEAT.unpack(said)
-        self._plans = Subscription(Handles(*self._fds), slot, readers)
+        try:
+            self._plans = Subscription(Handles(*self._fds), slot, readers)
+        except BaseException:
+            self._hang_up()
+            raise
         self._epoll = select.epoll()
         for fd in (self._plans.fileno(), self._lifeline.fileno()):
             self._epoll.register(fd, select.EPOLLIN)

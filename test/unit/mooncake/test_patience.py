@@ -40,13 +40,15 @@ def test_a_single_core_is_left_to_the_sender() -> None:
     assert not patience.begin(now_ns)
 
 
-def test_each_time_in_vain_asks_for_twice_as_many_and_each_success_for_one_less() -> None:
+def test_each_time_in_vain_asks_for_twice_as_many_and_each_success_for_half() -> None:
     patience, now_ns = patient()
     for _ in range(20):
         patience.in_vain(now_ns)
     assert patience.needed == MANY
-    for _ in range(MANY):
-        patience.begin(now_ns)
+    patience.begin(now_ns)
+    patience.awake(now_ns)
+    assert patience.needed == MANY // 2
+    for _ in range(20):
         patience.awake(now_ns)
     assert patience.needed == FEW
 

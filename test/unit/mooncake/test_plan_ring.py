@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
 import select
+import socket
+import struct
 import threading
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from moonlang.base.errors import PeerError
 from moonlang.messaging.plan_line import accept
 from moonlang.mooncake.plan_ring import PlanRingReceiver, PlanRingSender
 
+SEATS = int(os.environ.get("MOONLANG_FUZZ_SEATS", "50"))
 FRAMES = [b"", b"a plan", b"x" * 3_000_000, *(str(number).encode() for number in range(2000)), b"the last"]
 
 
@@ -86,3 +91,31 @@ def test_a_rank_0_that_has_no_ring(tmp_path: Path) -> None:
             PlanRingReceiver(address)
 
     on_every_rank(2, work)
+
+
+def test_seats_that_cannot_be_are_refused_and_nothing_stays_open(tmp_path: Path) -> None:
+    """MOONLANG_FUZZ_SEATS sets the number: slots and numbers of readers of all sizes, descriptors of all kinds."""
+    address, draw = str(tmp_path / "plans"), random.Random(4)
+    memory = os.memfd_create("small", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    kinds = [memory, os.eventfd(0, os.EFD_CLOEXEC), os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC)]
+    opened: list[int] = []
+
+    def work(rank: int) -> None:
+        for _ in range(SEATS):
+            if rank:
+                with pytest.raises(PeerError):
+                    PlanRingReceiver(address)
+                continue
+            (peer,) = accept(address, 1, 60, "")
+            numbers = [draw.choice((0, 1, 4, 1 << 16, draw.randrange(1 << 32))) for _ in range(2)]
+            said = struct.pack("<II", *numbers)[: draw.choice((8, 8, 8, draw.randrange(8)))]
+            socket.send_fds(peer, [said or b"x"], draw.choices(kinds, k=draw.choice((3, 3, 3, draw.randrange(4)))))
+            peer.close()
+        if rank == 0:
+            opened.append(len(os.listdir("/proc/self/fd")))
+
+    work_twice = [on_every_rank(2, work) for _ in range(2)]
+    assert len(work_twice) == 2
+    assert opened[1] <= opened[0]
+    for fd in kinds:
+        os.close(fd)
