@@ -8,10 +8,10 @@ Two processes compute the small mixture E (8 layers, 32 experts, 4 of them a tok
     hosts   two network namespaces joined by a veth pair: they travel by the transfer engine, on TCP (needs root)
 
 Each rank has the model twice, with halves of a batch that overlap and without, and computes the same steps with both
-in turn. A time is that of the slower rank, from a barrier on, and of a round the shortest of a few: what strangers do on
-the machine makes it longer only. The table shows medians of the rounds, of the ratios within a round, and the ratio of
-the shortest of all. Fewer than 64 tokens of a rank are not cut in halves: a decode step of 32 rows must be the same with
-both.
+in turn. A time is that of the slower rank, from a barrier on, and of a round the shortest of a few: what strangers do
+on the machine makes it longer only. The table shows medians of the rounds, of the ratios within a round, and the ratio
+of the shortest of all. Fewer than 64 tokens of a rank are not cut in halves: a decode step of 32 rows must be the same
+with both.
 """
 
 from __future__ import annotations
