@@ -31,6 +31,7 @@ from moonlang.mooncake.trial import BUFFER_BYTES, Card, Trial
 WAIT_S: Final = 20.0  # for a line of the other side; a first contact and a slow network have room
 CALL_BACK_S: Final = 5.0
 MAX_LINE_BYTES: Final = 64 << 10
+_TOKEN_BYTES = 12
 FIREWALL: Final = "Let MC_MIN_RPC_PORT to MC_MAX_RPC_PORT, by default 15000 to 17000, through the firewalls."
 
 
@@ -225,7 +226,8 @@ class _Lines:
 
 def listen(where: str, token: str) -> int:
     """Answer doctors of other hosts until Ctrl-C; prints what to run there."""
-    listener = Listener(*address(where, listen=True), token or secrets.token_urlsafe(12))
+    # In hexadecimals, for a command line takes a word that begins with "-" for a flag.
+    listener = Listener(*address(where, listen=True), token or secrets.token_hex(_TOKEN_BYTES))
     host = socket.gethostname()
     print(f"On the other host: moonlang doctor --peer {host}:{listener.port} --token {listener.token}", flush=True)
     with closing(listener), suppress(KeyboardInterrupt):

@@ -56,7 +56,7 @@ def _cluster(args: UpArgs, stack: ExitStack) -> Setup:
     name, folder = directory.claim(args.name)
     stack.callback(folder.remove)
     where = _written((address, listener.getsockname()[1]))
-    token = args.token or secrets.token_urlsafe(_TOKEN_BYTES)
+    token = args.token or secrets.token_hex(_TOKEN_BYTES)  # others give it on a command line: it begins with no "-"
     understood = flags.understood(args.server_flags, args.role_flags)
     servers = "--decode 1" if args.pairs else "--replicas 1"
     return Setup(

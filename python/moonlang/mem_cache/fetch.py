@@ -19,7 +19,8 @@ from moonlang.mem_cache.tier_settings import TierConfig
 _MS = 1_000_000
 _LOOK_SHARE = 20  # asking the store may delay a request by this fraction of what computing would take ...
 _LOOK_NS = 20 * _MS  # ... or by so long, as long as answers usually come ...
-_QUICK_NS = 5 * _MS  # ... within this time
+_QUICK_NS = 5 * _MS  # ... within this time ...
+_DRY_LOOKS = 24  # ... and unless so many answers in a row were that it has nothing
 _NOVICE_NS = 100 * _MS  # and by so long when nothing is known of computing
 _NOVICE_LOAD_NS = 1_000 * _MS  # a load is waited for so long then: the first one connects to who has the pages
 _WORTH_NS = 20 * _MS  # a load that takes no longer is never called slow: tiny models compute in no time
@@ -89,6 +90,7 @@ class Judge:
         self._from_host = Rate()  # per page, as the others
         self._from_store = Rate()
         self._lookup = Rate()  # per question
+        self._in_vain = 0  # questions since it has had something
         self._scouted_ns = -_SCOUT_NS
 
     # ---- what things have taken
@@ -99,8 +101,10 @@ class Judge:
     def promoted(self, pages: int, ns: int) -> None:
         self._from_host.sample(pages, ns)
 
-    def looked_up(self, ns: int) -> None:
+    def looked_up(self, pages: int, ns: int) -> None:
+        """The store has said that it has so many pages."""
         self._lookup.sample(1, ns)
+        self._in_vain = 0 if pages else self._in_vain + 1
 
     def loaded(self, pages: int, ns: int) -> None:
         """The round trip is not part of the rate: few pages would seem to take as long as many."""
@@ -148,9 +152,10 @@ class Judge:
         if not computing:
             return min(limit, _NOVICE_NS)
         share = computing // _LOOK_SHARE
-        if looking > max(share, _QUICK_NS):
+        is_dry = self._in_vain >= _DRY_LOOKS
+        if looking > (share if is_dry else max(share, _QUICK_NS)):
             return 0  # it would wait in vain
-        return min(limit, max(share, _LOOK_NS if looking <= _QUICK_NS else 0))
+        return min(limit, max(share, _LOOK_NS if looking <= _QUICK_NS and not is_dry else 0))
 
     def load_patience_ns(self, pages: int) -> int:
         """How long a request may wait for so many pages from the store."""

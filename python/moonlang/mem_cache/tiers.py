@@ -320,7 +320,7 @@ class Tiers:
                 self.host.unpin(names)
             case Probe():
                 fetch.store_pending = False
-                self._judge.looked_up(taken_ns)
+                self._judge.looked_up(done.count, taken_ns)
                 self._probed(fetch, done, now_ns)
             case Load():
                 fetch.store_pending = False

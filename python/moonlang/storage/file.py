@@ -8,6 +8,7 @@ over its capacity, the files that were used least recently go, down to nine tent
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class FileStore:
     def __init__(self, directory: Path, capacity: int) -> None:
         self._directory = directory
         self._capacity = capacity
+        self._writer, self._drafts = uuid.uuid4().hex, 0  # name drafts that nobody else writes
         self._pools: Sequence[Bytes]
         self._headers: Headers
         try:
@@ -52,15 +54,18 @@ class FileStore:
         self._pools, self._headers = pools, headers
 
     def leading(self, names: Sequence[str]) -> int:
-        return next((i for i, name in enumerate(names) if not self._path(name).exists()), len(names))
+        return next((i for i, name in enumerate(names) if not os.access(self._path(name), os.F_OK)), len(names))
 
     def read(self, names: Sequence[str], pages: Sequence[int]) -> int:
         for i, (name, page) in enumerate(zip(names, pages, strict=True)):
             parts = self._parts(self._headers.read[i], page)
             try:
-                with self._path(name).open("rb", buffering=0) as file:
-                    count = os.readv(file.fileno(), parts)
-                    os.utime(file.fileno())  # used now
+                file = os.open(self._path(name), os.O_RDONLY)
+                try:
+                    count = os.readv(file, parts)
+                    os.utime(file)  # used now
+                finally:
+                    os.close(file)
             except FileNotFoundError:
                 return i
             except OSError as error:
@@ -72,7 +77,7 @@ class FileStore:
     def write(self, names: Sequence[str], pages: Sequence[int]) -> int:
         for i, (name, page) in enumerate(zip(names, pages, strict=True)):
             path = self._path(name)
-            if not path.exists():
+            if not os.access(path, os.F_OK):
                 self._write(path, self._parts(self._headers.written[i], page))
         if self._bytes > self._capacity:
             self._clear_up()
@@ -80,7 +85,7 @@ class FileStore:
 
     def discard(self, names: Sequence[str]) -> None:
         for name in names:
-            self._path(name).unlink(missing_ok=True)
+            Path(self._path(name)).unlink(missing_ok=True)
 
     def clear(self, prefix: str) -> None:
         for path, _, _ in self._files():
@@ -95,21 +100,26 @@ class FileStore:
         """Where header and page of an object are."""
         return [header.data, *(pool[page].data for pool in self._pools)]
 
-    def _path(self, name: str) -> Path:
-        return self._directory / f"{name}{_SUFFIX}"
+    def _path(self, name: str) -> str:
+        """A text: thousands a second are made beside a model that computes."""
+        return f"{self._directory}/{name}{_SUFFIX}"
 
-    def _write(self, path: Path, parts: list[memoryview]) -> None:
-        draft = path.with_suffix(f".{uuid.uuid4().hex}.draft")
+    def _write(self, path: str, parts: list[memoryview]) -> None:
+        self._drafts += 1
+        draft = f"{self._directory}/{self._writer}-{self._drafts}.draft"
         size = sum(map(len, parts))
         try:
-            with draft.open("xb", buffering=0) as file:
-                if os.writev(file.fileno(), parts) < size:
-                    raise PeerError(f"{draft} could not be written whole: is the disk full?")
-            draft.rename(path)
+            file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                written = os.writev(file, parts)
+            finally:
+                os.close(file)
+            if written < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.rename(draft, path)
         except OSError as error:
+            Path(draft).unlink(missing_ok=True)
             raise PeerError(f"{path} cannot be written: {error.strerror}.") from error
-        finally:
-            draft.unlink(missing_ok=True)
         self._bytes += size
 
     def _remove_old_drafts(self) -> None:

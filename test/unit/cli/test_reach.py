@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from moonlang.base.errors import ConfigError
-from moonlang.cli import reach
+from moonlang.cli import doctor, reach
 from moonlang.mooncake import lib
 
 TOKEN = "a token"
@@ -88,6 +88,20 @@ def test_a_stranger_ends_nothing(sent):
         stranger.makefile("rb").read()
     assert said[0].startswith("127.0.0.1: ")
     assert said != ["127.0.0.1: answered"]
+
+
+def test_what_listen_prints_can_be_pasted(monkeypatch, capsys):
+    """Whatever is drawn: bytes whose base64 begins with a dash, here."""
+
+    def interrupted(listener):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secrets.token_bytes", lambda size: b"\xf8" * size)
+    monkeypatch.setattr(reach.Listener, "serve_one", interrupted)
+    assert doctor.main(["--listen", "127.0.0.1:0"]) == 0
+    words = capsys.readouterr().out.split("moonlang doctor ")[1].split()
+    parsed = doctor._parser().parse_args(words)
+    assert ([parsed.token], len(parsed.peer)) == (words[-1:], 1)
 
 
 def test_nobody_there():

@@ -293,6 +293,26 @@ def test_a_slow_store_is_not_waited_for_longer_than_computing_takes() -> None:
     assert world.tiers.totals.misses["slow"] == 1
 
 
+def test_who_never_has_anything_is_asked_and_not_waited_for() -> None:
+    """Until it has something once: prompts that share nothing should not pay for a store."""
+    world = slow_world()
+    world.tiers.computed(10_000, 10_000 * MS // 100)  # 0.1 ms a token: a look may take a fraction of a millisecond
+    for seed in range(100, 130):
+        world.want(prompt(seed, 6))
+        world.submit()
+        world.now_ns += MS
+        world.finish()
+    fetch = world.want(prompt(99, 6))
+    assert fetch is not None, "it is asked"
+    assert not world.tiers.is_holding(fetch, world.now_ns)
+    world.drain()
+    world.want(prompt(1, 6))  # the store has this one
+    world.drain()
+    fetch = world.want(prompt(98, 6))
+    assert fetch is not None
+    assert world.tiers.is_holding(fetch, world.now_ns)
+
+
 def test_a_store_that_has_become_quick_is_waited_for_again() -> None:
     world = slow_world()
     for taken_ms in (5000, *[1] * 12):
