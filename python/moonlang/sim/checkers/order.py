@@ -26,6 +26,8 @@ class Order(Watch[Stage]):
         for waiting in inside.waiting(stage.scheduler):
             if inside.is_fetching(stage.scheduler, waiting, stage.now_ns):
                 continue
+            if waiting.fetch is not None and waiting.fetch.reason == "memory":
+                continue  # it may have waited for room, and given way to one of these within this plan
             passed = [r for r in admitted if _rank(waiting, config) < _rank(r, config)]
             if passed and not any(_shares(waiting, r, config) for r in running):
                 raise Violation(_NAME, f"{passed[0].rid} is admitted while {waiting.rid} waits, which comes first")
