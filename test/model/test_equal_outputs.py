@@ -67,3 +67,10 @@ def test_the_same_bits(folder: Path, expected: list[object], ranks: int, copies:
 )
 def test_whatever_else_is_asked(folder: Path, expected: list[object], flags: dict[str, object]) -> None:
     assert found(folder, 4, 2, "mooncake", **flags) == [expected] * 2
+
+
+@pytest.mark.skipif(not cpu_kernels(), reason="sgl-kernel is not installed")
+@pytest.mark.parametrize("carrier", CARRIERS[1:])
+def test_copies_that_share_nothing(folder: Path, expected: list[object], carrier: str) -> None:
+    """Each has an exchange of its own, between its ranks, within this host."""
+    assert found(folder, 2, 2, carrier, enable_dp_attention=False) == [expected] * 2

@@ -225,7 +225,7 @@ def _check_shards(args: ServerArgs, model: ModelConfig) -> None:
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,
         head_dim=model.value_dim,
-        inner=model.hf.get("intermediate_size"),
+        inner=None if model.dense_whole and model.num_experts else model.hf.get("intermediate_size"),
         experts=model.num_experts,
         quantized=model.quantization is not None,
     )

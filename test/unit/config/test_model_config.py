@@ -23,6 +23,11 @@ def load(folder, config, generation=None, **given):
     return load_model_config(str(folder), ServerArgs.create(**given))
 
 
+def test_dense_layers_of_a_mixture_may_be_whole_in_every_rank(tmp_path):
+    assert not load(tmp_path, LLAMA).dense_whole
+    assert load(tmp_path, LLAMA, moe_dense_tp_size=1).dense_whole
+
+
 def test_llama(tmp_path):
     model = load(tmp_path, LLAMA, {"eos_token_id": [7, 2], "temperature": 0.6})
     assert (model.num_layers, model.num_heads, model.num_kv_heads, model.head_dim) == (2, 4, 2, 16)

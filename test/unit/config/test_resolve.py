@@ -221,6 +221,13 @@ def test_replicas_of_several_ranks_that_share_experts(ranks, replicas):
     assert (args.tp_size, args.dp_size, args.moe_a2a_backend) == (ranks, replicas, "torch")
 
 
+def test_dense_layers_that_are_whole_need_not_be_cut():
+    odd = dataclasses.replace(MANY, hf={**MANY.hf, "intermediate_size": 20})
+    with pytest.raises(ConfigError, match="the 20 columns of feed-forward"):
+        resolve(ServerArgs(tp_size=2), odd)
+    assert resolve(ServerArgs(tp_size=2), dataclasses.replace(odd, dense_whole=True))[0].tp_size == 2
+
+
 def test_one_replica_shares_experts_with_nobody():
     args, reasons = resolve(ServerArgs(tp_size=2, enable_dp_attention=True), MIXTURE)
     assert (args.enable_dp_attention, args.moe_a2a_backend) == (False, "none")
