@@ -22,6 +22,7 @@ SEED = "--random-seed 1 --constrained-json-disable-any-whitespace"
 SMALL = "--max-total-tokens 2048"
 STORE = "--hicache-storage-prefetch-policy wait_complete --hicache-storage-backend-extra-config"
 MIXTURE = "--tp-size 2 --moe-a2a-backend mooncake"
+MOVING = "--enable-eplb --ep-num-redundant-experts 2 --eplb-rebalance-num-iterations 25"
 COPIES = f"{MIXTURE} --dp-size 2 --enable-dp-attention"
 
 
@@ -115,6 +116,11 @@ SHAPES: dict[str, Shape] = {
     "ep2-cached": Shape(cached, MIXTURE, mixture=True),
     "ep2-pp2": Shape(alone, f"{MIXTURE} --pp-size 2 --enable-two-batch-overlap", mixture=True),
     "ep2-pair": Shape(pair, f"{SMALL}||{MIXTURE}", mixture=True),
+    "ep2-moving": Shape(alone, f"{MIXTURE} {MOVING}", mixture=True),
+    "ep2-copies-cached": Shape(cached, COPIES, mixture=True),
+    "ep2-copies-pair": Shape(pair, f"{SMALL}|{MIXTURE}|{COPIES}", mixture=True),
+    "ep2-copies-moving": Shape(alone, f"{COPIES} {MOVING}", mixture=True),
+    "ep4-copies": Shape(alone, f"{COPIES} --tp-size 4", mixture=True),
 }
 
 

@@ -120,7 +120,7 @@ def test_a_copy_that_shares_nothing_killed(folder: Path, tmp_path: Path) -> None
 
 def test_copies_that_share_experts_killed_until_none_is_left(folder: Path, tmp_path: Path) -> None:
     shared = ("--tp-size", "4", "--dp-size", "4", "--enable-dp-attention", "--moe-a2a-backend", "mooncake")
-    flags = (*shared, "--elastic-ep-backend", "mooncake", "--enable-metrics", *PLAIN)
+    flags = (*shared, "--ep-num-redundant-experts", "2", "--elastic-ep-backend", "mooncake", "--enable-metrics", *PLAIN)
     with LiveServer(tmp_path, "--model-path", str(folder), *flags) as server:
         undisturbed = ended(streams(server))
         os.kill(server.roles()["scheduler-2"], signal.SIGKILL)  # nobody asks anything: the others notice nevertheless

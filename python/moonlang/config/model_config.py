@@ -76,6 +76,7 @@ class ModelConfig:
     shard: Shard = WHOLE  # what this process holds of it; the numbers above count the whole
     experts_apart: Shard | None = None  # the same for its experts, when they are spread over more ranks than the rest
     redundant_experts: int = 0  # further copies of experts, over all ranks
+    expert_slots: tuple[tuple[int, ...], ...] | None = None  # by rank, the experts there; None: dealt out evenly
     stage: Stage = ALONE  # and of its layers
     dense_whole: bool = False  # every rank has the dense layers of a mixture of experts whole
     latent: bool = False  # pages keep a latent per token for all heads: num_kv_heads is 1, head_dim the latent's size

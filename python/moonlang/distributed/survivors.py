@@ -45,19 +45,22 @@ def largest_tree(left: Ranks) -> Ranks:
 class Survivors:
     """The others of a group, as rank `seat.rank` sees them.
 
-    members: the ranks that compute together now. seat: this rank's place among them; None when it is not needed.
+    members: the ranks that compute together now, of `first_size` that there were. seat: this rank's place among them;
+    None when it is not needed.
     """
 
     def __init__(self, seat: Seat, group: Group, choose: Choose = everyone) -> None:
         """All ranks make theirs at the same time. choose: who of those left go on. PeerError: one has ended."""
         self.seat: Seat | None = seat
         self.members: Ranks = tuple(range(seat.size))
+        self.first_size = seat.size
         self._first = seat
         self._choose = choose
         self._agreed = self.members
         self._times = Counter([self.members])
         self._signed = ""
         self._abandoned: list[str] = []
+        self._killed: list[int] = []
         self._epoll = select.epoll()
         self._processes: dict[int, int] = {}
         for rank, pid in enumerate(group.all_gather(torch.tensor(os.getpid())).tolist()):
@@ -177,7 +180,8 @@ class Survivors:
     def _kill(self, ranks: Sequence[int]) -> None:
         """They hold up everybody."""
         for rank in ranks:
-            if rank in self._processes:
+            if rank in self._processes and rank not in self._killed:
+                self._killed.append(rank)
                 _log.error("Rank %d does not answer and is killed.", rank)
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._processes[rank], signal.SIGKILL)

@@ -25,7 +25,8 @@ _NOVICE_NS = 100 * _MS  # and by so long when nothing is known of computing
 _NOVICE_LOAD_NS = 1_000 * _MS  # a load is waited for so long then: the first one connects to who has the pages
 _WORTH_NS = 20 * _MS  # a load that takes no longer is never called slow: tiny models compute in no time
 _ROOM_SHARE = 4  # a request waits for room for what it loads this fraction of what computing would take
-_LOAD_SLACK = 4  # a load is waited for so many times as long as it usually takes
+_LOAD_SLACK = 4  # a load is waited for so many times as long as it usually takes, or ...
+_LOAD_SHARE = 4  # ... for this fraction of what computing would take: a busy machine has its hiccups
 _SCOUT_NS = 1_000 * _MS  # a store that was too slow is tried so often, without anybody waiting for it ...
 _SCOUT_PAGES = 8  # ... with so many pages
 
@@ -162,11 +163,13 @@ class Judge:
         limit = self.limit_ns(pages)
         if self._config.prefetch_policy != "timeout":
             return limit
-        computing, usual = self._computing_ns(pages), self._loading_ns(pages)
+        computing = self._computing_ns(pages)
         if not computing:
             return min(limit, _NOVICE_LOAD_NS)
         computing = max(computing, _WORTH_NS)
-        return min(limit, computing, _LOAD_SLACK * usual if usual else computing)
+        if not self._from_store.estimate_ns(pages):  # look-ups say nothing of loads
+            return min(limit, computing)
+        return min(limit, computing, max(_LOAD_SLACK * self._loading_ns(pages), computing // _LOAD_SHARE))
 
     def room_patience_ns(self, pages: int) -> int:
         """How long a request may wait for room for so many pages, which others are about to leave."""
@@ -188,7 +191,7 @@ class Judge:
         return self._compute.estimate_ns(pages * self._page_size)
 
     def _loading_ns(self, pages: int) -> int:
-        """0 when it has never been measured."""
+        """Of it only the looking when no load has been measured."""
         reading = self._from_store.estimate_ns(pages)
         reads = 1 + -(-pages // self._config.batch_pages) if reading else 1
         return reading + self._lookup.estimate_ns(reads)

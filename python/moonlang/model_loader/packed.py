@@ -39,7 +39,8 @@ def packed_weights(
 def _key(config: ModelConfig, files: list[Path], records: Path) -> str:
     """Hex SHA-256 of everything that decides the bytes: the content of the checkpoint and its config.json, the dtype
     and quantisation asked for, the shard and the stage, the instruction set, and the code that makes them."""
-    held = (config.shard, config.expert_shard, config.copied_experts, config.stage, config.dense_whole)
+    experts = config.expert_shard, config.copied_experts, config.expert_slots
+    held = (config.shard, experts, config.stage, config.dense_whole)
     settings = (config.hf, config.dtype, config.quantization, held, sgl_kernel.isa())
     digest = hashlib.sha256(msgspec.json.encode(settings, order="deterministic"))
     for path in files:

@@ -48,16 +48,25 @@ class SparseMlp(FeedForward):
     ) -> None:
         super().__init__()
         size = config.hidden_size
-        shard, redundant = config.expert_shard, config.copied_experts
+        shard, redundant, slots_of = config.expert_shard, config.copied_experts, config.expert_slots
         self.gating = gating
         self.gate = Linear(size, experts, bias=bounds is not None, dtype=dtype)
         bias = torch.empty(experts, dtype=torch.float32) if corrected else None
         self.choice_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         if bounds is None:
-            self.experts = Experts(experts, size, inner, act=act, dtype=dtype, shard=shard, redundant=redundant)
+            self.experts = Experts(
+                experts, size, inner, act=act, dtype=dtype, shard=shard, redundant=redundant, slots_of=slots_of
+            )
         else:
             self.experts = BoundedExperts(
-                experts, size, inner, bounds=bounds, dtype=dtype, shard=shard, redundant=redundant
+                experts,
+                size,
+                inner,
+                bounds=bounds,
+                dtype=dtype,
+                shard=shard,
+                redundant=redundant,
+                slots_of=slots_of,
             )
         self.shared_expert = GatedMlp(config, dtype, act=act, inner=shared, shard=WHOLE) if shared else None
         gated = shared and shared_gate

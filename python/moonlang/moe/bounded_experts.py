@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +34,11 @@ class BoundedExperts(Experts):
         dtype: torch.dtype,
         shard: Shard = WHOLE,
         redundant: int = 0,
+        slots_of: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
-        super().__init__(count, size, inner, act="silu", dtype=dtype, shard=shard, redundant=redundant)
+        super().__init__(
+            count, size, inner, act="silu", dtype=dtype, shard=shard, redundant=redundant, slots_of=slots_of
+        )
         slots = len(self.held)
         self.gate_up_proj_bias = nn.Parameter(torch.empty(slots, 2 * inner, dtype=dtype), requires_grad=False)
         self.down_proj_bias = nn.Parameter(torch.empty(slots, size, dtype=dtype), requires_grad=False)

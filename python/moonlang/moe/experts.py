@@ -5,6 +5,8 @@ Tensor-parallel ranks share them: each holds some of the experts, whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from moonlang.distributed.group import Group
 from moonlang.layers.activation import activation
 from moonlang.layers.linear import project
 from moonlang.moe.exchange.port import ExpertExchange, weighted_sum
-from moonlang.moe.placement import even
+from moonlang.moe.placement import Placement, even
 
 
 class Experts(nn.Module):
@@ -42,11 +44,13 @@ class Experts(nn.Module):
         dtype: torch.dtype,
         shard: Shard = WHOLE,
         redundant: int = 0,
+        slots_of: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
-        """redundant: further copies of experts, which only ranks with an exchange may have."""
+        """redundant: further copies of experts, which only ranks with an exchange may have. slots_of: by rank, the
+        experts there; None: dealt out evenly."""
         super().__init__()
         self.count, self.rank = count, shard.rank
-        self.placement = even(count, shard.size, redundant)
+        self.placement = even(count, shard.size, redundant) if slots_of is None else Placement(tuple(slots_of))
         slots = len(self.held)
         self.gate_up_proj = nn.Parameter(torch.empty(slots, 2 * inner, size, dtype=dtype), requires_grad=False)
         self.down_proj = nn.Parameter(torch.empty(slots, size, inner, dtype=dtype), requires_grad=False)

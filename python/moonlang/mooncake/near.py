@@ -22,6 +22,7 @@ class Near:
 
     def __init__(self, store: Any, placement: Any) -> None:
         self._store = store
+        self._complete = lib.complete()
         self._endpoint = ""  # what the store calls this process; "": nothing is near
         self._range: segment.Range = (0, 0)
         self._find(placement)
@@ -42,11 +43,14 @@ class Near:
     def _places(self, replicas: Sequence[Any], size: int) -> Iterator[int]:
         start, end = self._range
         for replica in replicas:
-            if lib.is_complete(replica):
+            if self._is_readable(replica):
                 place = replica.get_memory_descriptor().buffer_descriptor
                 at = int(place.buffer_address)
                 if place.transport_endpoint == self._endpoint and place.size == size and start <= at <= end - size:
                     yield at
+
+    def _is_readable(self, replica: Any) -> bool:
+        return replica.is_memory_replica() and replica.status == self._complete
 
     def _find(self, placement: Any) -> None:
         """Ask about an object that is put here. Its bytes prove that it is: an address alone may be another's."""
@@ -55,7 +59,7 @@ class Near:
             return
         ranges = segment.mapped()
         for replica in self._store.batch_get_replica_desc([name]).get(name, ()):
-            if not lib.is_complete(replica):
+            if not self._is_readable(replica):
                 continue
             place = replica.get_memory_descriptor().buffer_descriptor
             at = int(place.buffer_address)

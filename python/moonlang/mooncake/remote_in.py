@@ -212,7 +212,10 @@ class RemoteIn(InLane):
     def _wait_for_landing(self, size: int) -> None:
         """The bell was faster than the write. RingError: it never comes."""
         now_ns = monotonic_ns()
+        nap_s = max(_LANDING_NAP_S, size / _LANDING_BYTES_PER_S)
+        if self._late_ns:  # it is late: look more often
+            nap_s = max(_LANDING_NAP_S, nap_s / 5)
         self._late_ns = self._late_ns or now_ns
         if now_ns - self._late_ns > LANDING_NS:
             raise RingError(f"A write was rung for {LANDING_NS // NS_PER_MS} ms ago, and is not there.")
-        sleep_s(max(_LANDING_NAP_S, size / _LANDING_BYTES_PER_S))
+        sleep_s(nap_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -26,6 +26,7 @@ from moonlang.distributed.survivors import Survivors
 from moonlang.model_executor.progress import Progress
 from moonlang.model_executor.rounds import Meeting, RoundExecutor
 from moonlang.model_executor.runner import ModelRunner
+from moonlang.moe.placement import even
 from moonlang.roles.crew import placed, sharded_runner
 from moonlang.roles.experts import open_exchange
 from moonlang.roles.plan_lines import PlanOut, plan_sender
@@ -119,12 +120,29 @@ class Rejoins:
                 joined = join(seat)
                 sharers = joined.expert_group
                 assert sharers is not None, "replicas share experts"
-                model = dataclasses.replace(self._model, experts_apart=joined.experts)
+                experts, copies = self._model.num_experts or 0, self._model.redundant_experts
+                slots = slots_of_those_left(experts, copies, survivors.first_size, survivors.members)
+                model = dataclasses.replace(self._model, experts_apart=joined.experts, expert_slots=slots)
                 self._runner.rejoin(model, args, open_exchange(args, model, seat, sharers), sharers)
             return _meeting(seat, bells)
         except BaseException:
             bells.close()
             raise
+
+
+def slots_of_those_left(experts: int, copies: int, size: int, members: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """By rank of `members`, of `size` that there were, the experts that it holds: those that it held at first, and some
+    of those of which the last copy is lost. copies: further ones that there were.
+
+    A function of who is left alone, however they came to know it: all have to come to the same.
+    """
+    first = even(experts, size, copies)
+    held = [list(first.slots[rank]) for rank in members]
+    kept = {expert for some in held for expert in some}
+    for expert in range(experts):
+        if expert not in kept:
+            min(held, key=len).append(expert)
+    return tuple(map(tuple, held))
 
 
 def _meeting(seat: Seat, bells: Bells) -> Meeting:

@@ -257,6 +257,7 @@ def test_contents_in_parts_and_answers_begun() -> None:
         (TEXT, {"prompt": ["a", 1]}, "prompt must be a string, a list of strings"),
         (TEXT, {"prompt": {"a": 1}}, "Expected `str | array`"),
         (TEXT, {"prompt": "a", "suffix": "b"}, "suffix is not supported"),
+        (TEXT, {"prompt": "a", "best_of": 3}, "best_of must equal n"),
         (TEXT, {"prompt": "a", "logprobs": -1}, "must be in"),
         (TEXT, {"prompt": "a", "n": 2000}, "n must be"),
         (TEXT, {"prompt": "x" * 100}, "is longer than the model's context length"),

@@ -475,6 +475,17 @@ def test_what_is_put_off_and_evicted_counts_as_dropped() -> None:
     assert world.tiers.stats().total_dropped_tokens == 4 * SIZE
 
 
+def test_the_first_load_is_not_measured_by_the_look_up_before_it() -> None:
+    world = slow_world()
+    fetch = world.want(prompt(1, 6))
+    assert fetch is not None
+    world.submit()
+    world.now_ns += MS
+    world.finish()
+    world.submit()
+    assert world.tiers.is_holding(fetch, 200 * MS), "a look-up takes a millisecond, computing 240"
+
+
 def test_a_server_that_has_just_begun_waits_for_its_first_load() -> None:
     """Nothing is known of computing yet, and the first load connects to who has the pages."""
     first = World(both(host_slots=0))

@@ -58,6 +58,8 @@ class CompletionRoutes:
         generation.refuse_unsupported(body, REFUSED, self._client)
         if body.suffix:
             raise RequestError("suffix is not supported: this server does not fill in the middle.")
+        if body.best_of is not None and body.best_of != (body.n or 1):
+            raise RequestError("best_of must equal n: this server answers with all samples that it draws.")
         asked: list[Prompt] = []
         texts = _prompts(body.prompt)
         limit = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens

@@ -95,6 +95,7 @@ class CompletionRequest(_Request, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     suffix: str | None = None
+    best_of: int | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
