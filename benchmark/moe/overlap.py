@@ -211,8 +211,10 @@ def main() -> None:
     args.models.mkdir(parents=True, exist_ok=True)
     model = random_checkpoints.make("E", args.models)
     options = [f"--rounds={args.rounds}", f"--times={args.times}"]
-    rounds = {way: measure(way, model, options) for way in args.ways.split(",")}
-    medians = {way: summary(way, found) for way, found in rounds.items()}
+    rounds, medians = {}, {}
+    for way in args.ways.split(","):
+        rounds[way] = measure(way, model, options)
+        medians[way] = summary(way, rounds[way])
     cases = {name: {"rows": case.rows, "tokens": case.tokens} for name, case in CASES.items()}
     result = {"machine": engines.machine(), "cases": cases, "medians_ms": medians, "rounds_ms": rounds}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
