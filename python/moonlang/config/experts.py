@@ -12,8 +12,8 @@ def is_elastic(args: ServerArgs) -> bool:
     return args.elastic_ep_backend not in (None, "none")
 
 
-def check(args: ServerArgs) -> None:
-    """ConfigError when flags for experts do not go with others."""
+def check(args: ServerArgs, cuda: bool = False) -> None:
+    """ConfigError when flags for experts do not go with others, or with a GPU (`cuda`)."""
     others = {
         "--pp-size": args.pp_size > 1,
         "--nnodes": args.nnodes > 1,
@@ -30,6 +30,11 @@ def check(args: ServerArgs) -> None:
         raise ConfigError(
             f"{given} needs tokens that travel to their experts.",
             hint="Add --moe-a2a-backend mooncake (or torch), and --tp-size or --enable-dp-attention.",
+        )
+    if cuda and args.moe_a2a_backend == "mooncake":
+        raise ConfigError(
+            "--moe-a2a-backend mooncake carries tokens that are in host memory: on a CPU.",
+            hint="On GPUs take --moe-a2a-backend torch, which uses NCCL, or add --device cpu.",
         )
     if args.deepep_dispatcher_output_dtype == "int8" and args.moe_a2a_backend != "mooncake":
         raise ConfigError(

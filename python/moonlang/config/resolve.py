@@ -163,7 +163,7 @@ def _sizes(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> list[
 
 def _check(args: ServerArgs, model: ModelConfig, page: int, cuda: bool) -> None:
     hicache.check(args, cuda)
-    experts.check(args)
+    experts.check(args, cuda)
     chunk = args.chunked_prefill_size
     if chunk is not None and chunk > 0 and chunk % page:
         near = max(page, chunk // page * page)

@@ -150,6 +150,13 @@ def test_pages_of_several_gpus_do_not_move(given):
     resolve(pair, MODEL)
 
 
+def test_mooncake_does_not_carry_tokens_of_gpus():
+    given = ServerArgs.create(tp_size=2, moe_a2a_backend="mooncake")
+    with pytest.raises(ConfigError, match="--moe-a2a-backend torch"):
+        resolve(given, MODEL, HostFacts(cuda=True))
+    resolve(given, MODEL)
+
+
 EXPERTS = dataclasses.replace(MODEL, hf={"num_local_experts": 8})
 
 
