@@ -115,6 +115,13 @@ class Sums:
     get = put
 
 
+def mapped(size: int) -> np.ndarray:
+    """Memory as that of an engine's pool: private, in huge pages where the kernel has them."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
 def timed(call: Callable[[], None], size: int) -> float:
     """GB per second."""
     begin = time.perf_counter()
@@ -156,7 +163,7 @@ def main() -> int:
         num_layers=1, num_kv_heads=1, head_dim=args.page_kb * 256, page_size=1, dtype="bfloat16", itemsize=2
     )
     # Mapped, as an engine's pool is: it begins with a page of the system, and its pages at multiples of 64.
-    pool = np.frombuffer(mmap.mmap(-1, 2 * args.pages * schema.page_bytes), np.uint8).reshape(2 * args.pages, -1)
+    pool = mapped(2 * args.pages * schema.page_bytes).reshape(2 * args.pages, -1)
     pool[:] = np.random.default_rng(1).integers(0, 256, pool.shape, np.uint8)
     results = {place: measure(place, pool, schema, args) for place in PLACES}
     for place, found in results.items():
