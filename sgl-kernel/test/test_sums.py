@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import sgl_kernel
+import xxhash
 from sgl_kernel.sums import move_parts
-
-xxhash = pytest.importorskip("xxhash")
 
 ISAS = ["generic", "avx2", "avx512"]
 CUTS = [[256], [320], [1024], [1088], [64, 192], [1024, 1024], [2048], [128, 64, 4096, 64], [64] * 20, [100_032]]
